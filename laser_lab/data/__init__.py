@@ -1,0 +1,1 @@
+"""Data: readers of local and hub data, the controlled world, bundled sets."""

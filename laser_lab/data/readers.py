@@ -1,0 +1,264 @@
+"""Readers: every source of training or evaluation data into one schema.
+
+A training set is a ``datasets.Dataset`` with the columns of :data:`COLUMNS`; an evaluation set is a
+:class:`RetrievalTask`. Nothing here knows a model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laser_lab.backbones import missing_extra
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = {
+    "id": str,
+    "query": str,
+    "reasoning": list,  # segments in order; only the explicit view may see them
+    "positives": list,
+    "negatives": list,
+    "positive_ids": list,
+    "negative_ids": list,
+}
+"""The schema: column to Python type; lists hold strings. ``positive_ids`` tell false negatives in a batch."""
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """Queries to rank a corpus for, with what is relevant."""
+
+    name: str
+    queries: dict[str, str]
+    """query id to text"""
+    corpus: dict[str, str]
+    """document id to text"""
+    qrels: dict[str, dict[str, int]]
+    """query id to {document id: grade}, grade > 0 is relevant"""
+    reasoning: dict[str, list[str]] = field(default_factory=dict)
+    """query id to reasoning segments: for the explicit view and upper bounds only"""
+
+    def __post_init__(self) -> None:
+        unknown = [q for q in self.qrels if q not in self.queries] + [
+            d for docs in self.qrels.values() for d in docs if d not in self.corpus
+        ]
+        if unknown:
+            raise ValueError(f"{self.name}: qrels name {len(unknown)} unknown ids, e.g. {unknown[0]!r}")
+
+
+class BadRows(ValueError):
+    """Rows that cannot be read, each as ``source:line: reason``."""
+
+    def __init__(self, problems: list[str]) -> None:
+        self.problems = problems
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        super().__init__(f"{len(problems)} bad rows (pass skip_bad=True to leave them out):\n  {shown}{more}")
+
+
+def mini(split: str = "dev") -> RetrievalTask:
+    """The bundled task: questions on science, everyday life, economics and code, written for this project."""
+    return read_task(Path(__file__).parent / "mini", split)
+
+
+def read_task(folder: str | os.PathLike[str], split: str = "dev", *, skip_bad: bool = False) -> RetrievalTask:
+    """A local folder in the EntailmentBank layout (``corpus.jsonl`` and ``SPLIT.jsonl``) as a retrieval task."""
+    corpus = read_corpus(folder)
+    data = read_dataset(folder, split, skip_bad=skip_bad)
+    return RetrievalTask(
+        name=f"{Path(folder).name}-{split}",
+        queries=dict(zip(data["id"], data["query"])),
+        corpus=corpus,
+        qrels={row["id"]: dict.fromkeys(row["positive_ids"], 1) for row in data},
+        reasoning=dict(zip(data["id"], data["reasoning"])),
+    )
+
+
+def read_corpus(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """``corpus.jsonl`` (``id``, ``text``) as {id: text}.
+
+    Raises:
+        FileNotFoundError: No such file.
+        BadRows: A line is not JSON, or lacks an id or text, or repeats an id.
+    """
+    file = Path(folder) / "corpus.jsonl"
+    corpus: dict[str, str] = {}
+    problems = []
+    for where, row in _json_lines(file):
+        reason = row if isinstance(row, str) else _missing(row, {"id": str, "text": str})
+        if not reason and row["id"] in corpus:
+            reason = f"id {row['id']!r} is there already"
+        if reason:
+            problems.append(f"{where}: {reason}")
+        else:
+            corpus[row["id"]] = row["text"]
+    if problems:
+        raise BadRows(problems)
+    return corpus
+
+
+def read_dataset(
+    source: str | os.PathLike[str], split: str = "train", *, skip_bad: bool = False, segment_by: str = "blank line"
+) -> Dataset:
+    """Training data from any supported source into the one schema (:data:`COLUMNS`).
+
+    Args:
+        source: A folder in the EntailmentBank layout, a ``.jsonl`` file (rows in the schema, in that layout with
+            texts, or in the released layout), a folder that ``Dataset.save_to_disk`` wrote, or a hub id. The layout
+            of the released LaSER training data has ``query``, ``reasoning_query``, ``prompt``,
+            ``positive_passages`` and ``negative_passages`` (texts, or dicts with ``docid`` and ``text``).
+        split: Split to read where the source has several.
+        skip_bad: Leave bad rows out and log how many, instead of raising.
+        segment_by: How a reasoning text is cut into segments (:data:`laser_lab.explicit.SEGMENTERS`).
+
+    Raises:
+        FileNotFoundError: Nothing at `source`, or no such split.
+        BadRows: Rows are malformed, each listed with its line and the reason.
+    """
+    try:
+        from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+    except ImportError as error:
+        raise missing_extra("datasets", "train") from error
+    path = Path(source).expanduser()
+    corpus: dict[str, str] = {}
+    rows: Iterable[tuple[str, Any]]
+    if (path / "corpus.jsonl").is_file():
+        corpus = read_corpus(path)
+        rows = _json_lines(path / f"{split}.jsonl")
+    elif path.suffix in (".jsonl", ".json") and path.is_file():
+        rows = _json_lines(path)
+    elif path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+        if not path.is_dir() or not list(path.glob("dataset*.json")) + list(path.glob("state.json")):
+            raise FileNotFoundError(f"{str(source)!r} is no .jsonl file, no folder with corpus.jsonl or a saved Dataset.")
+        loaded = load_from_disk(str(path))
+        if isinstance(loaded, DatasetDict):
+            if split not in loaded:
+                raise FileNotFoundError(f"{source} has no split {split!r}; it has {', '.join(loaded)}.")
+            loaded = loaded[split]
+        rows = ((f"{path.name}:{i + 1}", row) for i, row in enumerate(loaded))
+    else:
+        rows = ((f"{source}:{i + 1}", row) for i, row in enumerate(load_dataset(str(source), split=split)))
+
+    good, problems, seen = [], [], set()
+    for where, row in rows:
+        result = row if isinstance(row, str) else _normalise(row, corpus, where, segment_by)
+        if not isinstance(result, str) and result["id"] in seen:
+            result = f"id {result['id']!r} is there already"
+        if isinstance(result, str):
+            problems.append(f"{where}: {result}")
+        else:
+            seen.add(result["id"])
+            good.append(result)
+    if problems and not skip_bad:
+        raise BadRows(problems)
+    if problems:
+        logger.warning("%s: %d of %d rows skipped, e.g. %s", source, len(problems), len(problems) + len(good), problems[0])
+    if not good:
+        raise BadRows(problems or [f"{source}: no rows"])
+    return Dataset.from_list(good, features=features())
+
+
+def features() -> Any:
+    """:data:`COLUMNS` as ``datasets.Features``."""
+    from datasets import Features, List, Value
+
+    text = Value("string")
+    return Features({name: text if kind is str else List(text) for name, kind in COLUMNS.items()})
+
+
+def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
+    """(``file:line``, object), or (``file:line``, reason) where the line is no JSON object."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist.")
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                row = f"not JSON: {error.msg} at column {error.colno}"
+            else:
+                if not isinstance(row, dict):
+                    row = f"a JSON object is expected, not {type(row).__name__}"
+            yield f"{file.name}:{number}", row
+
+
+def _missing(row: dict[str, Any], expected: dict[str, type]) -> str | None:
+    """What is wrong with the row's fields, or None."""
+    for name, kind in expected.items():
+        value = row.get(name)
+        if not isinstance(value, kind):
+            return f"{name} is {'missing' if value is None else 'a ' + type(value).__name__}, expected {kind.__name__}"
+        if kind is str and not value.strip():
+            return f"{name} is empty"
+        if kind is list and not all(isinstance(item, str) for item in value):
+            return f"{name} must hold strings only"
+    return None
+
+
+def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_by: str) -> dict[str, Any] | str:
+    """One row of any layout in the schema, or the reason why it cannot be."""
+    from laser_lab.explicit import segments
+
+    row = dict(row)
+    if "positive_passages" in row:  # the layout of the released training data
+        if reason := _missing(row, {"query": str}):
+            return reason
+        row.setdefault("id", row.get("query_id") or where)
+        prompt = row.get("prompt") or ""
+        row["query"] = f"{prompt}{row['query']}" if prompt else row["query"]
+        reasoning = row.get("reasoning_query") or row.get("reasoning") or ""
+        # the released field repeats the query before the reasoning in some rows
+        row["reasoning"] = re.sub(rf"^\s*{re.escape(row['query'])}\s*", "", reasoning) if isinstance(reasoning, str) else reasoning
+        for side in ("positive", "negative"):
+            passages = row.get(f"{side}_passages") or []
+            if not isinstance(passages, list):
+                return f"{side}_passages is a {type(passages).__name__}, expected list"
+            texts = [_passage_text(p) for p in passages]
+            if None in texts:
+                return f"{side}_passages must hold texts, or objects with a text"
+            row[f"{side}s"] = texts
+            ids = [p.get("docid") if isinstance(p, dict) else None for p in passages]
+            row[f"{side}_ids"] = [str(i) if i is not None else t for i, t in zip(ids, texts)]
+    row["id"] = str(row.get("id") or where)
+    if isinstance(row.get("reasoning"), str) or row.get("reasoning") is None:
+        row["reasoning"] = segments(row.get("reasoning") or "", by=segment_by)
+    for side in ("positive", "negative"):
+        ids, texts = row.get(f"{side}_ids"), row.get(f"{side}s")
+        if texts is None and isinstance(ids, list):
+            unknown = [i for i in ids if i not in corpus]
+            if unknown:
+                return f"{side}_ids names {unknown[0]!r}, which is not in the corpus"
+            row[f"{side}s"] = [corpus[i] for i in ids]
+        elif ids is None and isinstance(texts, list):
+            row[f"{side}_ids"] = list(texts)  # a text is its own id
+        elif side == "negative" and ids is None and texts is None:
+            row["negatives"], row["negative_ids"] = [], []
+    if reason := _missing(row, COLUMNS):
+        return reason
+    if not row["positives"]:
+        return "no positive document"
+    for side in ("positive", "negative"):
+        if len(row[f"{side}s"]) != len(row[f"{side}_ids"]):
+            return f"{len(row[f'{side}s'])} {side}s but {len(row[f'{side}_ids'])} {side}_ids"
+    if both := set(row["positive_ids"]) & set(row["negative_ids"]):
+        return f"{sorted(both)[0]!r} is both positive and negative"
+    return {name: row[name] for name in COLUMNS}
+
+
+def _passage_text(passage: Any) -> str | None:
+    if isinstance(passage, dict):
+        title, text = passage.get("title"), passage.get("text")
+        return f"{title} {text}".strip() if title and isinstance(text, str) else text
+    return passage if isinstance(passage, str) else None

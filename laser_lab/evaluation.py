@@ -1,0 +1,120 @@
+"""Evaluation: rank a corpus, score the ranking with the field's measures.
+
+The measures are trec_eval's, through `pytrec_eval`, which MTEB uses too; nothing is computed by hand here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from laser_lab.data.readers import RetrievalTask
+from laser_lab.thinking import Thoughts
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sentence_transformers import SentenceTransformer
+
+MEASURES = {
+    "ndcg@10": "ndcg_cut_10",
+    "recall@10": "recall_10",
+    "recall@100": "recall_100",
+    "map": "map",
+    "mrr": "recip_rank",
+}
+"""Our names and trec_eval's."""
+
+
+def evaluate(
+    model: SentenceTransformer,
+    task: RetrievalTask,
+    *,
+    thinking_steps: int | None = None,
+    per_query: bool = False,
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
+) -> dict[str, float] | pd.DataFrame:
+    """Rank the whole corpus of `task` for every query and score it.
+
+    Args:
+        thinking_steps: K for queries and documents; default: the model's own.
+        per_query: Return a frame with a row per query (``query_id`` and the measures), for statistics.
+
+    Returns:
+        The mean of every measure in :data:`MEASURES`, or the per-query frame.
+    """
+    kwargs: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar)
+    if thinking_steps is not None:
+        kwargs["thinking_steps"] = thinking_steps
+    queries = model.encode_query(list(task.queries.values()), **kwargs)
+    documents = model.encode_document(list(task.corpus.values()), **kwargs)
+    return score(queries, documents, task, per_query=per_query)
+
+
+def score(
+    queries: np.ndarray, documents: np.ndarray, task: RetrievalTask, *, per_query: bool = False
+) -> dict[str, float] | pd.DataFrame:
+    """As :func:`evaluate`, from unit-length embeddings: (queries, D) and (documents, D) in the order of `task`."""
+    frame = score_run(_run(queries, documents, task), task)
+    return frame if per_query else frame[list(MEASURES)].mean().to_dict()
+
+
+def score_run(run: dict[str, dict[str, float]], task: RetrievalTask) -> pd.DataFrame:
+    """Per-query measures of any run, {query id: {document id: score}}; a query without results scores 0."""
+    import pandas as pd
+    import pytrec_eval
+
+    judged = {q: docs for q, docs in task.qrels.items() if any(grade > 0 for grade in docs.values())}
+    results = pytrec_eval.RelevanceEvaluator(judged, set(MEASURES.values())).evaluate(run)
+    rows = [{"query_id": q} | {ours: results.get(q, {}).get(name, 0.0) for ours, name in MEASURES.items()} for q in judged]
+    return pd.DataFrame(rows, columns=["query_id", *MEASURES])
+
+
+def rank(
+    model: SentenceTransformer,
+    task: RetrievalTask,
+    *,
+    top: int = 10,
+    thinking_steps: int | None = None,
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
+) -> pd.DataFrame:
+    """The `top` documents of every query: ``query_id, query, rank, doc_id, document, score, relevant``."""
+    import pandas as pd
+    from sentence_transformers.util import semantic_search
+
+    kwargs: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar, convert_to_tensor=True)
+    if thinking_steps is not None:
+        kwargs["thinking_steps"] = thinking_steps
+    queries = model.encode_query(list(task.queries.values()), **kwargs)
+    documents = model.encode_document(list(task.corpus.values()), **kwargs)
+    doc_ids = list(task.corpus)
+    rows = []
+    for (query_id, query), hits in zip(task.queries.items(), semantic_search(queries, documents, top_k=top)):
+        relevant = task.qrels.get(query_id, {})
+        for position, hit in enumerate(hits, 1):
+            doc = doc_ids[hit["corpus_id"]]
+            rows.append((query_id, query, position, doc, task.corpus[doc], hit["score"], relevant.get(doc, 0) > 0))
+    return pd.DataFrame(rows, columns=["query_id", "query", "rank", "doc_id", "document", "score", "relevant"])
+
+
+def score_steps(queries: Thoughts, documents: Thoughts, task: RetrievalTask) -> pd.DataFrame:
+    """Per-query measures for every K from one rollout each: a frame as :func:`evaluate`'s with a ``thinking_steps``
+    column. The states of K=8 contain those of K=1..8, so the sweep costs one encoding (for pooling ``"all"``)."""
+    import pandas as pd
+
+    frames = []
+    for step in range(1, queries.thinking_steps + 1):
+        frame = score(queries.embeddings_at(step).numpy(), documents.embeddings_at(step).numpy(), task, per_query=True)
+        frames.append(frame.assign(thinking_steps=step))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _run(queries: np.ndarray, documents: np.ndarray, task: RetrievalTask, top: int = 1000) -> dict[str, dict[str, float]]:
+    import torch
+    from sentence_transformers.util import semantic_search
+
+    doc_ids = list(task.corpus)
+    hits = semantic_search(torch.as_tensor(queries), torch.as_tensor(documents), top_k=min(top, len(doc_ids)))
+    return {q: {doc_ids[h["corpus_id"]]: float(h["score"]) for h in found} for q, found in zip(task.queries, hits)}

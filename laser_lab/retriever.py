@@ -1,0 +1,300 @@
+"""The retriever: latent thinking plus pooling, behind the SentenceTransformer interface.
+
+Encoding, prompts, multi-process, saving, the Hub, trainers and evaluators are sentence-transformers' own. This file
+knows tokenization and pooling; how the model thinks is in ``thinking.py``, where weights come from in ``backbones.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import InputModule
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from laser_lab.backbones import CONFIG_FILE, Backbone, load_backbone
+from laser_lab.thinking import Thoughts, latent_thinking, pool
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_THINKING_STEPS = 3
+DEFAULT_MAX_LENGTH = 512  # what the published checkpoints were trained with; they are evaluated at 8192
+WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+def query_prompt(task: str = WEB_SEARCH) -> str:
+    """The query prompt of the published checkpoints for a task described in one sentence. Documents have none."""
+    return f"Instruct: {task}\nQuery: "
+
+
+class LatentEncoder(InputModule):
+    """The input module: tokenizes on the left, thinks, pools.
+
+    Args:
+        backbone: The causal LM and its tokenizer.
+        thinking_steps: K, the states that are pooled; settable per call.
+        pooling: ``"all"`` pools h_1..h_K (LaSER). ``"generated"`` pools the K states of generated tokens and drops
+            the prompt's own last state, at the price of one more call (GIRCSE).
+        max_length: Longer texts are truncated, and the count is logged.
+    """
+
+    config_file_name = CONFIG_FILE
+    config_keys = ["thinking_steps", "pooling", "max_length", "base"]
+    forward_kwargs = {"thinking_steps"}
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        thinking_steps: int = DEFAULT_THINKING_STEPS,
+        pooling: str = "all",
+        max_length: int = DEFAULT_MAX_LENGTH,
+    ) -> None:
+        super().__init__()
+        if pooling not in ("all", "generated"):
+            raise ValueError(f"pooling must be 'all' or 'generated', got {pooling!r}")
+        if not isinstance(max_length, int) or max_length < 1:
+            raise ValueError(f"max_length must be a positive integer, got {max_length!r}")
+        self.backbone = backbone
+        self.thinking_steps = check_steps(thinking_steps)
+        self.pooling = pooling
+        self.max_length = max_length
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.backbone.tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: Any) -> None:
+        self.backbone.tokenizer = value
+
+    @property
+    def base(self) -> str:
+        return self.backbone.name
+
+    @property
+    def max_seq_length(self) -> int:
+        return self.max_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int) -> None:
+        self.max_length = value
+
+    def get_embedding_dimension(self) -> int:
+        return self.backbone.hidden_size
+
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
+        """Texts to left-padded ``input_ids`` and ``attention_mask``, both (B, T).
+
+        An empty text becomes one bos (or eos) token, so that it has a position to think at.
+        """
+        check_texts(inputs)
+        texts = [(prompt or "") + text for text in inputs]
+        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, return_overflowing_tokens=False)
+        ids = encoded["input_ids"]
+        longest = max(map(len, ids), default=0)
+        if longest >= self.max_length:
+            with_all = self.tokenizer([t for t, i in zip(texts, ids) if len(i) >= self.max_length], truncation=False)
+            count = sum(len(i) > self.max_length for i in with_all["input_ids"])
+            if count:
+                logger.warning("%d of %d texts truncated to max_length=%d tokens", count, len(texts), self.max_length)
+        start = self.tokenizer.bos_token_id
+        blank = [self.tokenizer.eos_token_id if start is None else start]
+        batch = self.tokenizer.pad({"input_ids": [i or blank for i in ids]}, padding=True, return_tensors="pt")
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+
+    def think(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> Tensor:
+        """(B, K, D) pooled states for the (B, T) features of :meth:`preprocess`; differentiable."""
+        steps = self.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
+        skipped = int(self.pooling == "generated")
+        ids, mask = features["input_ids"], features["attention_mask"]
+        limit = self.backbone.max_positions
+        if limit is not None and ids.shape[1] + steps + skipped - 1 > limit:
+            raise ValueError(
+                f"{ids.shape[1]} tokens and {steps} thinking steps need more positions than the backbone's {limit}: "
+                "lower max_length or thinking_steps."
+            )
+        return latent_thinking(self.backbone, ids, mask, steps + skipped)[:, skipped:]
+
+    def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
+        """Adds ``states`` (B, K, D) and ``sentence_embedding`` (B, D, float32, unit length) to the features."""
+        states = self.think(features, thinking_steps)
+        return {**features, "states": states, "sentence_embedding": pool(states)}
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write the whole model, or the adapter alone where there is one, with tokenizer and settings."""
+        self.backbone.model.save_pretrained(output_path)
+        self.save_tokenizer(output_path)
+        self.save_config(output_path)
+
+    @classmethod
+    def load(
+        cls,
+        model_name_or_path: str,
+        *,
+        thinking_steps: int | None = None,
+        max_length: int | None = None,
+        trust_remote_code: bool = False,
+        revision: str | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> LatentEncoder:
+        """Load what :meth:`save` wrote (also called by ``SentenceTransformer(folder, trust_remote_code=True)``), or
+        any backbone :func:`laser_lab.backbones.load_backbone` reads, with default settings."""
+        options = dict(model_kwargs or {})
+        where = {key: kwargs[key] for key in ("device", "dtype", "adapter") if key in kwargs}
+        backbone = load_backbone(
+            model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **where, **options
+        )
+        settings = {}
+        for source in (model_name_or_path, where.get("adapter")):
+            if source is not None and not os.path.isfile(source):
+                settings |= cls.load_config(_config_source(source), revision=revision)
+        settings.pop("base", None)
+        for key, value in {"thinking_steps": thinking_steps, "max_length": max_length}.items():
+            if value is not None:
+                settings[key] = value
+        return cls(backbone, **settings)
+
+
+class LatentRetriever(SentenceTransformer):
+    """A SentenceTransformer whose first module is a :class:`LatentEncoder`; the door for bad input."""
+
+    @property
+    def encoder(self) -> LatentEncoder:
+        return self[0]
+
+    def encode(self, inputs: str | Sequence[str], *args: Any, **kwargs: Any) -> Any:
+        """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call.
+
+        An empty list gives an empty (0, D) array. Texts longer than ``max_length`` are truncated and counted in the
+        log.
+
+        Raises:
+            TypeError: An input is not a string.
+            ValueError: ``thinking_steps`` is not a positive integer.
+        """
+        if kwargs.get("thinking_steps") is not None:
+            check_steps(kwargs["thinking_steps"])
+        if not isinstance(inputs, str):
+            inputs = check_texts(inputs)
+            if not inputs:
+                empty = np.zeros((0, self.get_embedding_dimension() or 0), dtype=np.float32)
+                return torch.from_numpy(empty).to(self.device) if kwargs.get("convert_to_tensor") else empty
+        return super().encode(inputs, *args, **kwargs)
+
+
+def load(
+    name: str | os.PathLike[str] = "gemma-3-270m",
+    *,
+    thinking_steps: int | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    max_length: int | None = None,
+    prompts: dict[str, str] | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    **model_kwargs: Any,
+) -> LatentRetriever:
+    """Load a retriever that thinks.
+
+    Args:
+        name: A hub id (``"Alibaba-NLP/LaSER-Qwen3-0.6B"``), a folder that ``save_pretrained`` wrote, any causal LM
+            folder, a GGUF file, or a built-in name (``"gemma-3-270m"``).
+        thinking_steps: K. Default: what the folder says, else 3. ``1`` is the basic last-token retriever.
+        adapter: A PEFT adapter on top of `name`.
+        device: Default: an accelerator if there is one.
+        dtype: Default: float32 on the CPU, the checkpoint's own elsewhere.
+        max_length: Tokens of the longest text, prompt included. Default: what the folder says, else 512.
+        prompts: Default: what the folder says, else the published checkpoints' (an instruction for queries).
+        trust_remote_code: For model code on the hub; off unless asked for.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as :func:`laser_lab.backbones.load_backbone`.
+    """
+    if thinking_steps is not None:
+        check_steps(thinking_steps)
+    encoder = LatentEncoder.load(
+        os.fspath(name),
+        thinking_steps=thinking_steps,
+        max_length=max_length,
+        adapter=None if adapter is None else os.fspath(adapter),
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        model_kwargs=model_kwargs,
+    )
+    if prompts is None:
+        saved = InputModule.load_config(_config_source(adapter or name), config_filename="config_sentence_transformers.json")
+        prompts = saved.get("prompts") or {"query": query_prompt(), "document": ""}
+    device = encoder.backbone.embedding_table.device
+    return LatentRetriever(modules=[encoder], device=str(device), prompts=prompts, similarity_fn_name="cosine")
+
+
+def think(
+    model: SentenceTransformer,
+    texts: str | Sequence[str],
+    thinking_steps: int | None = None,
+    *,
+    prompt_name: str | None = None,
+    prompt: str | None = None,
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
+) -> Thoughts:
+    """What the model thinks about each text, step by step, without gradients.
+
+    Args:
+        thinking_steps: K; default: the model's own.
+        prompt_name: ``"query"`` to think as ``encode_query`` does; default: the bare text, as ``encode``.
+
+    Returns:
+        :class:`Thoughts` with (B, K, D) float32 states, in the order of `texts`.
+
+    Raises:
+        TypeError: A text is not a string.
+        ValueError: ``thinking_steps`` is not a positive integer.
+    """
+    texts = check_texts([texts] if isinstance(texts, str) else texts)
+    encoder: LatentEncoder = model[0]
+    steps = encoder.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
+    prompt = model._resolve_prompt(prompt, prompt_name)
+    states = torch.zeros(len(texts), steps, encoder.get_embedding_dimension())
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+    model.eval()
+    with torch.inference_mode():
+        for start in tqdm(range(0, len(texts), batch_size), desc="Thinking", disable=not show_progress_bar):
+            rows = order[start : start + batch_size]
+            features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
+            features = {key: value.to(model.device) for key, value in features.items()}
+            states[rows] = encoder.think(features, steps).float().cpu()
+    return Thoughts(list(texts), states)
+
+
+def check_steps(thinking_steps: int) -> int:
+    """`thinking_steps` if it is a positive integer, else a ValueError."""
+    if isinstance(thinking_steps, bool) or not isinstance(thinking_steps, (int, np.integer)) or thinking_steps < 1:
+        raise ValueError(f"thinking_steps must be a positive integer (1 is a single pass), got {thinking_steps!r}")
+    return int(thinking_steps)
+
+
+def check_texts(texts: Sequence[str]) -> list[str]:
+    """`texts` as a list if all are strings, else a TypeError that names the first that is not."""
+    texts = list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(f"texts must be strings, but number {index} is {type(text).__name__}: {text!r:.80}")
+    return texts
+
+
+def _config_source(name: str | os.PathLike[str]) -> str:
+    from laser_lab.backbones import resolve
+
+    return resolve(name)

@@ -1,0 +1,82 @@
+"""Latent thinking: the one loop that turns an embedded text into K latent states.
+
+The loop knows a backbone's parts (embedding, body, soft token) and nothing of tokenizers, pooling or losses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from laser_lab.backbones import Backbone
+
+
+def latent_thinking(backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, thinking_steps: int) -> Tensor:
+    """Think K steps silently: feed K-1 soft tokens back, return the K states (LaSER, section 3.2; METHOD 1).
+
+        h_1 = last state of f(E[ids]);   t_k = softmax(W h_k)·E;   h_{k+1} = last state of f(..., t_1, ..., t_k)
+
+    K states cost K-1 soft tokens and K forward calls; K=1 is the basic last-token retriever. Differentiable: the
+    gradient of step k+1 reaches the cause of soft token k.
+
+    Args:
+        input_ids: (B, T), padded on the left.
+        attention_mask: (B, T), 0 for padding.
+        thinking_steps: K >= 1.
+
+    Returns:
+        (B, K, D) states h_1..h_K after the final norm, in the backbone's dtype.
+    """
+    inputs, mask = backbone.embed(input_ids), attention_mask
+    cache = backbone.new_cache() if thinking_steps > 1 else None
+    states = [backbone.last_states(inputs, mask, cache)[:, -1]]
+    while len(states) < thinking_steps:
+        soft_token = backbone.soft_token(states[-1])[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        # Without a cache (gradient checkpointing) the body sees the whole sequence again.
+        inputs = soft_token if cache is not None else torch.cat([inputs, soft_token], dim=1)
+        states.append(backbone.last_states(inputs, mask, cache)[:, -1])
+    return torch.stack(states, dim=1)
+
+
+def pool(states: Tensor) -> Tensor:
+    """(B, K, D) states to (B, D) float32 embeddings: the normalised mean, computed in float32 (METHOD 1)."""
+    return torch.nn.functional.normalize(states.float().mean(dim=1), dim=-1)
+
+
+@dataclass(frozen=True)
+class Thoughts:
+    """What a retriever thought about some texts."""
+
+    texts: list[str]
+    """B texts, without their prompt."""
+
+    states: Tensor
+    """(B, K, D) float32: the pooled latent states, after the final norm, in order of thinking."""
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(B, D) float32, unit length: the embedding after all K steps."""
+        return pool(self.states)
+
+    @property
+    def thinking_steps(self) -> int:
+        """K."""
+        return self.states.shape[1]
+
+    def embeddings_at(self, step: int) -> Tensor:
+        """(B, D): the embedding had thinking stopped after `step` steps (1-based). One rollout serves every K."""
+        if not 1 <= step <= self.thinking_steps:
+            raise ValueError(f"step must be from 1 to {self.thinking_steps}, got {step}")
+        return pool(self.states[:, :step])
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int | slice) -> Thoughts:
+        """The thoughts of one text or of a slice of them."""
+        if isinstance(index, int):
+            index = slice(index, index + 1 or None)
+        return Thoughts(self.texts[index], self.states[index])
