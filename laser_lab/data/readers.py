@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,6 +76,9 @@ def read_task(folder: str | os.PathLike[str], split: str = "dev", *, skip_bad: b
     """A local folder in the EntailmentBank layout (``corpus.jsonl`` and ``SPLIT.jsonl``) as a retrieval task."""
     corpus = read_corpus(folder)
     data = read_dataset(folder, split, skip_bad=skip_bad)
+    # Public training data repeats ids (EntailmentBank does); a query to be scored must be one query.
+    if repeated := [i for i, count in Counter(data["id"]).items() if count > 1]:
+        raise ValueError(f"{folder}: {split} has {len(repeated)} ids more than once, e.g. {repeated[0]!r}")
     return RetrievalTask(
         name=f"{Path(folder).name}-{split}",
         queries=dict(zip(data["id"], data["query"])),
@@ -149,15 +153,12 @@ def read_dataset(
     else:
         rows = ((f"{source}:{i + 1}", row) for i, row in enumerate(load_dataset(str(source), split=split)))
 
-    good, problems, seen = [], [], set()
+    good, problems = [], []
     for where, row in rows:
         result = row if isinstance(row, str) else _normalise(row, corpus, where, segment_by)
-        if not isinstance(result, str) and result["id"] in seen:
-            result = f"id {result['id']!r} is there already"
         if isinstance(result, str):
             problems.append(f"{where}: {result}")
         else:
-            seen.add(result["id"])
             good.append(result)
     if problems and not skip_bad:
         raise BadRows(problems)

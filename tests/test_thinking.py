@@ -1,0 +1,186 @@
+"""The loop against a deliberately naive reference written from METHOD section 1."""
+
+import copy
+
+import pytest
+import torch
+from conftest import FAMILIES, tiny_backbone
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from laser_lab.backbones import Backbone
+from laser_lab.thinking import Thoughts, latent_thinking, pool
+
+
+def naive_thinking(model, ids, mask, steps):
+    """No cache, the whole sequence again at every step, every logit, softmax and matmul written out."""
+    embedding = model.get_input_embeddings()
+    table = embedding(torch.arange(embedding.num_embeddings))  # what the module really outputs, scale included
+    x = embedding(ids)
+    states = []
+    for _ in range(steps):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        out = model(
+            inputs_embeds=x, attention_mask=mask, position_ids=positions, output_hidden_states=True, use_cache=False
+        )
+        states.append(out.hidden_states[-1][:, -1])
+        probabilities = torch.softmax(out.logits[:, -1].float(), dim=-1)
+        x = torch.cat([x, (probabilities @ table)[:, None]], dim=1)
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+    return torch.stack(states, dim=1)
+
+
+def batch(lengths=(9, 3, 6), seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    width = max(lengths)
+    ids = torch.zeros(len(lengths), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, length in enumerate(lengths):
+        ids[row, width - length :] = torch.randint(4, 20, (length,), generator=generator)
+        mask[row, width - length :] = 1
+    return ids, mask
+
+
+def variant(family, kind):
+    """(Backbone, causal LM that computes the same by itself)."""
+    from peft import LoraConfig, get_peft_model
+
+    backbone = tiny_backbone(family)
+    if kind == "base":
+        return backbone, backbone.model
+    targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj", "down_proj"]
+    torch.manual_seed(1)
+    wrapped = get_peft_model(backbone.model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
+    if kind == "merged":
+        merged = copy.deepcopy(wrapped).merge_and_unload()
+        return Backbone(merged, backbone.tokenizer), wrapped.get_base_model()
+    return Backbone(wrapped, backbone.tokenizer), copy.deepcopy(wrapped).merge_and_unload()
+
+
+@pytest.mark.parametrize("kind", ["base", "peft", "merged"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loop_equals_the_naive_reference(family, kind):
+    backbone, reference = variant(family, kind)
+    ids, mask = batch()
+    with torch.no_grad():
+        expected = naive_thinking(reference, ids, mask, 6)
+        assert (expected[:, 0] - expected[:, 1]).abs().max() > 1e-2, "thoughts must move, or the test tests nothing"
+        for steps in (1, 2, 3, 6):
+            found = latent_thinking(backbone, ids, mask, steps)
+            assert found.shape == (3, steps, 32)
+            torch.testing.assert_close(found, expected[:, :steps], atol=1e-4, rtol=0)
+            cosine = torch.cosine_similarity(pool(found), pool(expected[:, :steps]))
+            assert cosine.min() >= 0.99999
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_hot_soft_token_is_the_embedding(family):
+    """With p one-hot on token i the soft token is what the embedding module returns for i (METHOD 1, traps)."""
+    backbone = tiny_backbone(family)
+    backbone.causal_lm.config.final_logit_softcapping = None  # a cap keeps p from being one-hot
+    head = torch.nn.functional.normalize(torch.randn(24, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    backbone.head.weight = torch.nn.Parameter(head)  # unties: the table keeps its own weights
+    for token in (4, 11, 23):
+        soft = backbone.soft_token(1e4 * head[token][None])
+        torch.testing.assert_close(soft[0], backbone.embed(torch.tensor([[token]]))[0, 0], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_neighbours_and_padding_change_nothing(family):
+    backbone = tiny_backbone(family)
+    ids, mask = batch()
+    with torch.no_grad():
+        together = pool(latent_thinking(backbone, ids, mask, 3))
+        for row, length in enumerate((9, 3, 6)):
+            alone = pool(latent_thinking(backbone, ids[row : row + 1, -length:], mask[row : row + 1, -length:], 3))
+            assert torch.cosine_similarity(alone, together[row : row + 1]) >= 0.9999
+
+
+@settings(max_examples=20, deadline=None)
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=5), steps=st.integers(1, 5), seed=st.integers(0, 99))
+def test_padding_for_any_batch(lengths, steps, seed):
+    backbone = tiny_backbone("gpt2")
+    ids, mask = batch(lengths, seed)
+    with torch.no_grad():
+        found = latent_thinking(backbone, ids, mask, steps)
+        torch.testing.assert_close(found, naive_thinking(backbone.model, ids, mask, steps), atol=1e-4, rtol=0)
+
+
+def test_gradients_reach_the_cause_of_the_first_soft_token():
+    backbone = tiny_backbone()
+    ids, mask = batch((5, 5))
+    seen = {}
+
+    def keep(_, __, output):
+        seen["x"] = output.detach().requires_grad_()
+        return seen["x"]
+
+    hook = backbone.causal_lm.get_input_embeddings().register_forward_hook(keep)
+    states = latent_thinking(backbone, ids, mask, 3)
+    hook.remove()
+    # h_3 sees position 0 through the cache; cut that by asking only for what the *soft token* carries
+    first, third = states[:, 0], states[:, 2]
+    through_loop = torch.autograd.grad(third.sum(), seen["x"], retain_graph=True)[0]
+    through_state = torch.autograd.grad(third.sum(), first, retain_graph=True, allow_unused=True)[0]
+    assert torch.isfinite(through_loop).all() and through_loop.abs().max() > 0
+    assert through_state is None or torch.isfinite(through_state).all()
+    token = backbone.soft_token(first)
+    assert torch.autograd.grad(token.pow(2).sum(), seen["x"])[0].abs().max() > 0
+
+
+def test_gradients_equal_the_naive_reference():
+    backbone = tiny_backbone("gemma3")
+    ids, mask = batch()
+    ours = torch.autograd.grad(pool(latent_thinking(backbone, ids, mask, 3)).pow(3).sum(), list(backbone.parameters()))
+    naive = torch.autograd.grad(pool(naive_thinking(backbone.model, ids, mask, 3)).pow(3).sum(), list(backbone.parameters()))
+    for a, b in zip(ours, naive):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+def test_gradient_checkpointing_gives_the_same_states():
+    backbone = tiny_backbone()
+    ids, mask = batch()
+    expected = latent_thinking(backbone, ids, mask, 3)
+    backbone.causal_lm.gradient_checkpointing_enable()
+    backbone.train()
+    torch.testing.assert_close(latent_thinking(backbone, ids, mask, 3), expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama-untied", "gemma3"])
+def test_half_precision_is_close(family):
+    backbone = tiny_backbone(family)
+    ids, mask = batch()
+    with torch.no_grad():
+        expected = pool(latent_thinking(backbone, ids, mask, 3))
+        half = Backbone(copy.deepcopy(backbone.model).to(torch.bfloat16), backbone.tokenizer)
+        found = pool(latent_thinking(half, ids, mask, 3))
+    assert found.dtype == torch.float32 and torch.isfinite(found).all()
+    assert torch.cosine_similarity(found, expected).min() > 0.95
+
+
+def test_thoughts_hold_every_smaller_k():
+    states = torch.randn(4, 5, 8)
+    thoughts = Thoughts(list("abcd"), states)
+    assert thoughts.thinking_steps == 5 and len(thoughts) == 4
+    torch.testing.assert_close(thoughts.embeddings_at(2), pool(states[:, :2]))
+    torch.testing.assert_close(thoughts[-1].embeddings, thoughts.embeddings[-1:])
+    for step in (0, 6):
+        with pytest.raises(ValueError, match="from 1 to 5"):
+            thoughts.embeddings_at(step)
+
+
+def test_unknown_scaling_is_refused():
+    """A family whose logits we would get wrong is stopped at the door."""
+
+    backbone = tiny_backbone()
+    model = backbone.model
+    forward = model.forward
+
+    def odd(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        out.logits = out.logits * 2
+        return out
+
+    model.forward = odd
+    with pytest.raises(ValueError, match="does not reproduce"):
+        Backbone(model, backbone.tokenizer)
