@@ -91,7 +91,7 @@ class Backbone(nn.Module):
         """An empty KV cache, or None where the body cannot use one (gradient checkpointing)."""
         from transformers import DynamicCache
 
-        if self.training and getattr(self.causal_lm, "is_gradient_checkpointing", False):
+        if self.training and any(getattr(m, "gradient_checkpointing", False) for m in self.causal_lm.modules()):
             return None
         return DynamicCache(config=self.config)
 
@@ -179,8 +179,8 @@ class Backbone(nn.Module):
         self.model.train(training)
         if not good:
             raise ValueError(
-                f"{type(self.causal_lm).__name__} scales its embeddings or logits in a way laser_lab does not reproduce; "
-                "its soft tokens would be wrong. Please report the family."
+                f"{type(self.causal_lm).__name__} scales its embeddings or logits in a way not reproduced here: "
+                "its soft tokens would be wrong. Please report it."
             )
 
     def merge_adapter(self) -> None:
@@ -242,9 +242,10 @@ def _gemma_3_270m() -> Path:
     def convert(folder: Path) -> None:
         from tqdm.auto import tqdm
 
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch, tqdm(
-            total=4, desc="Converting Gemma 3 270M (once)", unit="stage"
-        ) as progress:
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
+            tqdm(total=4, desc="Converting Gemma 3 270M (once)", unit="stage") as progress,
+        ):
             file = package.assemble(Path(scratch) / package.MODEL_NAME)
             progress.update()
             model, tokenizer = _read_gguf(file, dtype=torch.float32)
@@ -290,7 +291,7 @@ def resolve(name: str | os.PathLike[str]) -> str:
     if text in BUILT_IN:
         return str(BUILT_IN[text]())
     path = Path(text).expanduser()
-    if path.exists():
+    if text and path.exists():
         return str(path)
     if not text or text.startswith((".", "/", "~")) or text.count("/") != 1 or text.endswith(".gguf"):
         raise FileNotFoundError(
@@ -380,6 +381,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str, trainable: bool) -> nn.M
     if saved.keys() != expected.keys():  # PEFT itself only warns
         odd = sorted(saved.keys() ^ expected.keys())
         raise ValueError(
-            f"The adapter {adapter} does not fit {type(model).__name__}: {len(odd)} weights match nothing, e.g. {odd[0]}"
+            f"The adapter {adapter} does not fit {type(model).__name__}: "
+            f"{len(odd)} weights match nothing, e.g. {odd[0]}"
         )
     return wrapped

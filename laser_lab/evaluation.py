@@ -67,7 +67,9 @@ def score_run(run: dict[str, dict[str, float]], task: RetrievalTask) -> pd.DataF
 
     judged = {q: docs for q, docs in task.qrels.items() if any(grade > 0 for grade in docs.values())}
     results = pytrec_eval.RelevanceEvaluator(judged, set(MEASURES.values())).evaluate(run)
-    rows = [{"query_id": q} | {ours: results.get(q, {}).get(name, 0.0) for ours, name in MEASURES.items()} for q in judged]
+    rows = [
+        {"query_id": q} | {ours: results.get(q, {}).get(name, 0.0) for ours, name in MEASURES.items()} for q in judged
+    ]
     return pd.DataFrame(rows, columns=["query_id", *MEASURES])
 
 
@@ -111,7 +113,9 @@ def score_steps(queries: Thoughts, documents: Thoughts, task: RetrievalTask) -> 
     return pd.concat(frames, ignore_index=True)
 
 
-def _run(queries: np.ndarray, documents: np.ndarray, task: RetrievalTask, top: int = 1000) -> dict[str, dict[str, float]]:
+def _run(
+    queries: np.ndarray, documents: np.ndarray, task: RetrievalTask, top: int = 1000
+) -> dict[str, dict[str, float]]:
     import torch
     from sentence_transformers.util import semantic_search
 

@@ -60,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
     notebooks = sorted(FOLDER.glob("[0-9]*.ipynb"))
     chosen = [n for n in notebooks if not options.names or n.name.startswith(tuple(options.names))]
     if not chosen:
-        parser.error(f"no notebook starts with {', '.join(options.names)}; there are {', '.join(n.stem for n in notebooks)}")
+        parser.error(
+            f"no notebook starts with {', '.join(options.names)}; there are {', '.join(n.stem for n in notebooks)}"
+        )
     for notebook in chosen:
         start = time.perf_counter()
         print(f"{notebook.stem} ...", end=" ", flush=True)

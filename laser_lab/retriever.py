@@ -233,7 +233,9 @@ def load(
         model_kwargs=model_kwargs,
     )
     if prompts is None:
-        saved = InputModule.load_config(_config_source(adapter or name), config_filename="config_sentence_transformers.json")
+        saved = InputModule.load_config(
+            _config_source(adapter or name), config_filename="config_sentence_transformers.json"
+        )
         prompts = saved.get("prompts") or {"query": query_prompt(), "document": ""}
     device = encoder.backbone.embedding_table.device
     return LatentRetriever(modules=[encoder], device=str(device), prompts=prompts, similarity_fn_name="cosine")

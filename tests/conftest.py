@@ -12,7 +12,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from laser_lab.backbones import Backbone
 
-WORDS = "why is the sky blue green sea because light scatters water and or not a very long question about rain snow".split()
+WORDS = (
+    "why is the sky blue green sea because light scatters water and or not a very long question about rain snow".split()
+)
 SMALL = dict(
     vocab_size=len(WORDS) + 4,
     hidden_size=32,
@@ -30,12 +32,21 @@ FAMILIES = {
     "qwen3": lambda: transformers.Qwen3Config(**SMALL, tie_word_embeddings=True),
     "llama": lambda: transformers.LlamaConfig(**SMALL, tie_word_embeddings=True),
     "llama-untied": lambda: transformers.LlamaConfig(**SMALL, tie_word_embeddings=False),
-    "gemma3": lambda: transformers.Gemma3TextConfig(**SMALL, sliding_window=4, layer_types=["sliding_attention", "full_attention"]),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **SMALL, sliding_window=4, layer_types=["sliding_attention", "full_attention"]
+    ),
     "gemma2": lambda: transformers.Gemma2Config(
         **SMALL, sliding_window=4, query_pre_attn_scalar=8, final_logit_softcapping=2.0, attn_logit_softcapping=3.0
     ),
     "gpt2": lambda: transformers.GPT2Config(
-        vocab_size=SMALL["vocab_size"], n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=3, pad_token_id=0
+        vocab_size=SMALL["vocab_size"],
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=64,
+        bos_token_id=2,
+        eos_token_id=3,
+        pad_token_id=0,
     ),
 }
 

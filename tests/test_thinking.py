@@ -78,9 +78,11 @@ def test_one_hot_soft_token_is_the_embedding(family):
     """With p one-hot on token i the soft token is what the embedding module returns for i (METHOD 1, traps)."""
     backbone = tiny_backbone(family)
     backbone.causal_lm.config.final_logit_softcapping = None  # a cap keeps p from being one-hot
-    head = torch.nn.functional.normalize(torch.randn(24, 32, generator=torch.Generator().manual_seed(0)), dim=-1)
+    head = torch.nn.functional.normalize(
+        torch.randn(backbone.config.vocab_size, 32, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     backbone.head.weight = torch.nn.Parameter(head)  # unties: the table keeps its own weights
-    for token in (4, 11, 23):
+    for token in (4, 11, 22):
         soft = backbone.soft_token(1e4 * head[token][None])
         torch.testing.assert_close(soft[0], backbone.embed(torch.tensor([[token]]))[0, 0], atol=1e-5, rtol=1e-5)
 
@@ -132,8 +134,12 @@ def test_gradients_equal_the_naive_reference():
     backbone = tiny_backbone("gemma3")
     ids, mask = batch()
     ours = torch.autograd.grad(pool(latent_thinking(backbone, ids, mask, 3)).pow(3).sum(), list(backbone.parameters()))
-    naive = torch.autograd.grad(pool(naive_thinking(backbone.model, ids, mask, 3)).pow(3).sum(), list(backbone.parameters()))
-    for a, b in zip(ours, naive):
+    naive = torch.autograd.grad(
+        pool(naive_thinking(backbone.model, ids, mask, 3)).pow(3).sum(), list(backbone.parameters())
+    )
+    for (name, _), a, b in zip(backbone.named_parameters(), ours, naive):
+        if "embed_tokens" in name:  # the reference looks the whole table up, where the padding row takes no gradient
+            a, b = a[1:], b[1:]
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
 
 
@@ -182,5 +188,5 @@ def test_unknown_scaling_is_refused():
         return out
 
     model.forward = odd
-    with pytest.raises(ValueError, match="does not reproduce"):
+    with pytest.raises(ValueError, match="not reproduced here"):
         Backbone(model, backbone.tokenizer)

@@ -143,7 +143,9 @@ def read_dataset(
         rows = _json_lines(path)
     elif path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         if not path.is_dir() or not list(path.glob("dataset*.json")) + list(path.glob("state.json")):
-            raise FileNotFoundError(f"{str(source)!r} is no .jsonl file, no folder with corpus.jsonl or a saved Dataset.")
+            raise FileNotFoundError(
+                f"{str(source)!r} is no .jsonl file, no folder with corpus.jsonl or a saved Dataset."
+            )
         loaded = load_from_disk(str(path))
         if isinstance(loaded, DatasetDict):
             if split not in loaded:
@@ -163,7 +165,9 @@ def read_dataset(
     if problems and not skip_bad:
         raise BadRows(problems)
     if problems:
-        logger.warning("%s: %d of %d rows skipped, e.g. %s", source, len(problems), len(problems) + len(good), problems[0])
+        logger.warning(
+            "%s: %d of %d rows skipped, e.g. %s", source, len(problems), len(problems) + len(good), problems[0]
+        )
     if not good:
         raise BadRows(problems or [f"{source}: no rows"])
     return Dataset.from_list(good, features=features())
@@ -218,10 +222,11 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
             return reason
         row.setdefault("id", row.get("query_id") or where)
         prompt = row.get("prompt") or ""
-        row["query"] = f"{prompt}{row['query']}" if prompt else row["query"]
         reasoning = row.get("reasoning_query") or row.get("reasoning") or ""
-        # the released field repeats the query before the reasoning in some rows
-        row["reasoning"] = re.sub(rf"^\s*{re.escape(row['query'])}\s*", "", reasoning) if isinstance(reasoning, str) else reasoning
+        if isinstance(reasoning, str):  # the field may repeat the query before the reasoning
+            reasoning = re.sub(rf"^\s*{re.escape(row['query'])}\s*", "", reasoning)
+        row["reasoning"] = reasoning
+        row["query"] = prompt + row["query"]
         for side in ("positive", "negative"):
             passages = row.get(f"{side}_passages") or []
             if not isinstance(passages, list):
