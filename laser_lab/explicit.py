@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from laser_lab.retriever import LatentEncoder
+
+EXPLICIT_MAX_LENGTH = 1024  # LaSER, appendix: the explicit view's limit in training
 
 SEGMENTERS: dict[str, Callable[[str], list[str]]] = {
     "blank line": lambda text: re.split(r"\n\s*\n", text),
@@ -22,3 +34,91 @@ def segments(reasoning: str | Sequence[str], by: str = "blank line") -> list[str
         raise ValueError(f"segments are cut by {', '.join(SEGMENTERS)}; got {by!r}")
     parts = SEGMENTERS[by](reasoning) if isinstance(reasoning, str) else reasoning
     return [part.strip() for part in parts if part.strip()]
+
+
+def downsample(count: int, steps: int, rule: str = "released") -> list[int]:
+    """Which of `count` segments each of `steps` thinking steps is aligned with (0-based), in order.
+
+    ``"released"`` (the default, as the released training code): ``linspace(0, M-1, K)`` truncated to integers, or
+    each segment once and then the last one again where M < K. ``"paper"`` (LaSER, eq. 9): step i = 1..K takes segment
+    floor(i·M/K), counted from 1 and at least 1.
+
+    Raises:
+        ValueError: `rule` is unknown, or a count is not positive.
+    """
+    if count < 1 or steps < 1:
+        raise ValueError(f"segments and steps must be positive, got {count} and {steps}")
+    if rule == "released":
+        if count < steps:
+            return [min(i, count - 1) for i in range(steps)]
+        return torch.linspace(0, count - 1, steps).long().tolist()
+    if rule == "paper":
+        return [max(i * count // steps, 1) - 1 for i in range(1, steps + 1)]
+    raise ValueError(f"rule must be 'released' or 'paper', got {rule!r}")
+
+
+def explicit_features(
+    encoder: LatentEncoder,
+    queries: Sequence[str],
+    reasonings: Sequence[Sequence[str]],
+    *,
+    prompt: str = "",
+    steps: int = 1,
+    rule: str = "released",
+    max_length: int = EXPLICIT_MAX_LENGTH,
+) -> dict[str, Tensor]:
+    """Model input of the explicit view: [q ; segment 1 ; ... ; segment M ; eos], left-padded.
+
+    Segments are joined by a blank line and tokenized one by one, so that their last tokens are known. A query or
+    reasoning too long for `max_length` loses its end; the eos stays.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, (B, T), and ``segment_ends``, (B, K): for each thinking step the
+        position of the last token of the segment it is aligned with, or of the eos where there is no reasoning.
+    """
+    tokenizer = encoder.tokenizer
+    rows, ends = [], []
+    for query, reasoning in zip(queries, reasonings, strict=True):
+        ids = list(tokenizer(prompt + query, truncation=True, max_length=encoder.max_length)["input_ids"])
+        last_tokens = []
+        for segment in reasoning:
+            ids += tokenizer("\n\n" + segment, add_special_tokens=False)["input_ids"]
+            last_tokens.append(len(ids) - 1)
+        ids = ids[: max_length - 1] + [tokenizer.eos_token_id]
+        last_tokens = [i for i in last_tokens if i < len(ids) - 1] or [len(ids) - 1]
+        rows.append(ids)
+        ends.append([last_tokens[j] - len(ids) for j in downsample(len(last_tokens), steps, rule)])
+    batch = tokenizer.pad({"input_ids": rows}, padding=True, return_tensors="pt")
+    positions = torch.tensor(ends).reshape(len(rows), steps) + batch["input_ids"].shape[1]
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "segment_ends": positions}
+
+
+def explicit_thoughts(
+    model: SentenceTransformer,
+    queries: Sequence[str],
+    reasonings: Sequence[Sequence[str]],
+    *,
+    steps: int = 1,
+    rule: str = "released",
+    batch_size: int = 32,
+    show_progress_bar: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """The explicit view of some queries, without gradients: the upper bound that sees the reasoning.
+
+    Returns:
+        (B, D) float32 unit-length teacher embeddings, and the (B, K, D) float32 segment states.
+    """
+    encoder: LatentEncoder = model[0]
+    size = encoder.get_embedding_dimension()
+    embeddings, states = torch.zeros(len(queries), size), torch.zeros(len(queries), steps, size)
+    prompt = model.prompts.get("query") or ""
+    model.eval()
+    with torch.inference_mode():
+        for start in tqdm(range(0, len(queries), batch_size), desc="Explicit view", disable=not show_progress_bar):
+            rows = slice(start, start + batch_size)
+            features = explicit_features(
+                encoder, queries[rows], reasonings[rows], prompt=prompt, steps=steps, rule=rule
+            )
+            out = encoder({key: value.to(model.device) for key, value in features.items()})
+            embeddings[rows], states[rows] = out["sentence_embedding"].cpu(), out["states"].float().cpu()
+    return embeddings, states

@@ -123,9 +123,20 @@ class LatentEncoder(InputModule):
         return latent_thinking(self.backbone, ids, mask, steps + skipped)[:, skipped:]
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """Adds ``states`` (B, K, D) and ``sentence_embedding`` (B, D, float32, unit length) to the features."""
-        states = self.think(features, thinking_steps)
-        return {**features, "states": states, "sentence_embedding": pool(states)}
+        """Adds ``states`` (B, K, D) and ``sentence_embedding`` (B, D, float32, unit length) to the features.
+
+        Features with ``segment_ends`` (:func:`laser_lab.explicit.explicit_features`) are the explicit view: one pass,
+        the states at the segment ends, and the last state as the embedding (METHOD 2).
+        """
+        if "segment_ends" in features:
+            backbone = self.backbone
+            every = backbone.last_states(backbone.embed(features["input_ids"]), features["attention_mask"])
+            rows = torch.arange(len(every), device=every.device)[:, None]
+            states, embeddings = every[rows, features["segment_ends"]], pool(every[:, -1:])
+        else:
+            states = self.think(features, thinking_steps)
+            embeddings = pool(states)
+        return {**features, "states": states, "sentence_embedding": embeddings}
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the whole model, or the adapter alone where there is one, with tokenizer and settings."""

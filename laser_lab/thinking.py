@@ -42,8 +42,13 @@ def latent_thinking(backbone: Backbone, input_ids: Tensor, attention_mask: Tenso
 
 
 def pool(states: Tensor) -> Tensor:
-    """(B, K, D) states to (B, D) float32 embeddings: the normalised mean, computed in float32 (METHOD 1)."""
-    return torch.nn.functional.normalize(states.float().mean(dim=1), dim=-1)
+    """(B, K, D) states to (B, D) embeddings: the normalised mean, in float32 or better (METHOD 1)."""
+    return torch.nn.functional.normalize(at_least_float32(states).mean(dim=1), dim=-1)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision raised to float32; float64 stays."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

@@ -364,23 +364,21 @@ def pretrain(config: HopWorldConfig, folder: str | Path) -> float:
                 eos_token_id=tokenizer.eos_token_id,
             )
         )
-    tables = [_table(texts, tokenizer) for texts in pretraining_texts(world)]
-    # Half of every batch are chains: they are the many and the hard ones.
-    counts = [config.pretrain_batch // 4] * (len(tables) - 1)
-    counts.append(config.pretrain_batch - sum(counts))
+    texts = pretraining_texts(world)
+    table = _table([text for kind in texts for text in kind], tokenizer)
+    # Half of every batch are chains of thought: they are the many and the hard ones.
+    weights = torch.cat([torch.full((len(kind),), share / len(kind)) for kind, share in zip(texts, (0.25, 0.25, 0.5))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.pretrain_lr, betas=(0.9, 0.98), fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(100, config.pretrain_steps // 10), config.pretrain_steps)
     model.train()
     steps = trange(config.pretrain_steps, desc="Pretraining HopWorld (once)", unit="step", mininterval=1)
     for step in steps:
-        loss = torch.zeros(())
-        for table, count in zip(tables, counts):
-            ids = table[torch.randint(len(table), (count,), generator=generator)]
-            # Padded on the right, behind everything that is predicted, so that no mask is needed.
-            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-            loss = loss + count / config.pretrain_batch * torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
-            )
+        ids = table[torch.multinomial(weights, config.pretrain_batch, replacement=True, generator=generator)]
+        # Padded on the right, behind everything that is predicted, so that no mask is needed.
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,0 +1,273 @@
+"""Figures: a tidy DataFrame in, a matplotlib Figure out. Nothing here computes a result or knows a model.
+
+Every figure is written by :func:`save`, as PNG and SVG with the frame behind it as CSV, and the same frame always gives
+the same bytes. One table of colours, :data:`METHOD_COLOURS`, serves all figures.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laser_lab.backbones import missing_extra
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+METHOD_COLOURS = {
+    "laser": "#0173b2",
+    "latent": "#de8f05",
+    "gircse": "#029e73",
+    "basic": "#d55e00",
+    "rewrite": "#cc78bc",
+    "lame": "#ca9161",
+    "laser-no-explicit": "#fbafe4",
+    "laser-no-latent": "#56b4e9",
+    "laser-no-process": "#ece133",
+    "laser-no-output": "#332288",
+    "laser-no-colearning": "#661100",
+    "random": "#949494",
+}
+"""Method to colour, safe for colour-blind readers (seaborn's "colorblind" palette and two dark ones of Paul Tol's)."""
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "laser_lab",
+}
+NAMES = {
+    "ndcg@10": "nDCG@10",
+    "recall@10": "Recall@10",
+    "recall@100": "Recall@100",
+    "map": "MAP",
+    "mrr": "MRR",
+    "thinking_steps": "thinking steps K",
+    "step": "thinking step k",
+    "probability": "probability",
+    "cosine": "cosine similarity",
+}
+"""Column to axis label; a column without an entry is shown with spaces for underscores."""
+
+
+def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str = "query") -> Figure:
+    """Heat map of what thoughts say: a row per thinking step, a column per rank, the token in every cell.
+
+    Args:
+        tokens: As :func:`laser_lab.nearest_tokens` returns it; the colour is its ``probability`` or ``cosine``.
+        panel: Column whose values get a panel each, in order of appearance.
+
+    Raises:
+        ValueError: The frame is empty or lacks a column.
+    """
+    measure = next((m for m in ("probability", "cosine") if m in tokens), "probability")
+    _check(tokens, ["step", "rank", "token", measure, panel])
+    groups = list(tokens.groupby(panel, sort=False))
+    tables = [group.pivot(index="step", columns="rank", values=["token", measure]) for _, group in groups]
+    rows, columns = [len(t) for t in tables], max(t[measure].shape[1] for t in tables)
+    width = max(6.4, 1.15 * columns + 1.7)
+    characters = int(width * 10)
+    names = [_wrap(readable(str(name), None), characters) for name, _ in groups]
+    top = _wrap(title, characters) if title else ""
+    lines = sum(name.count("\n") + 1 for name in names) + top.count("\n") + 1
+    with _style():
+        fig = _figure((width, 0.4 * sum(rows) + 0.75 * len(rows) + 0.25 * lines))
+        axes = fig.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": rows})[:, 0]
+        highest = float(tokens[measure].max())
+        lowest = 0.0 if measure == "probability" else min(0.0, float(tokens[measure].min()))
+        for ax, name, table in zip(axes, names, tables):
+            values = table[measure].to_numpy(dtype=float)
+            image = ax.imshow(values, cmap="Blues", vmin=lowest, vmax=highest, aspect="auto")
+            for row, step in enumerate(table.index):
+                for column, rank in enumerate(table[measure].columns):
+                    token = table["token"].loc[step, rank]
+                    dark = values[row, column] > lowest + 0.55 * (highest - lowest)
+                    ax.text(column, row, readable(token, 12), ha="center", va="center", fontsize=11,
+                            color="white" if dark else "black", parse_math=False)  # fmt: skip
+            ax.set_title(name, fontsize=11, fontweight="bold", parse_math=False)
+            ax.set_ylabel(NAMES["step"])
+            ax.set_xticks(range(values.shape[1]), table[measure].columns)
+            ax.set_yticks(range(len(table)), table.index)
+            ax.set_xticks([x + 0.5 for x in range(values.shape[1] - 1)], minor=True)
+            ax.set_yticks([y + 0.5 for y in range(len(table) - 1)], minor=True)
+            ax.grid(which="minor", color="white", linewidth=1.5)
+            ax.tick_params(which="both", length=0)
+            ax.spines[:].set_visible(False)
+        axes[-1].set_xlabel("rank of the token")
+        fig.colorbar(image, ax=list(axes), label=NAMES[measure], pad=0.02, fraction=0.05, aspect=12 * len(rows))
+        if top:
+            fig.suptitle(top, fontsize=13, x=0.01, ha="left", parse_math=False)
+    return fig
+
+
+def metric_by_steps(
+    frame: pd.DataFrame,
+    measure: str = "ndcg@10",
+    *,
+    x: str = "thinking_steps",
+    title: str | None = None,
+    log: bool = False,
+) -> Figure:
+    """A line per method over thinking steps, with its interval as a band. The method ``random`` is dashed.
+
+    Args:
+        frame: Columns `x`, `measure`, ``low``, ``high`` (the ends of the interval) and, for several lines, ``method``.
+        log: Logarithmic vertical axis.
+
+    Raises:
+        ValueError: The frame is empty or lacks a column.
+    """
+    _check(frame, [x, measure, "low", "high"])
+    with _style():
+        fig = _figure((6.4, 4.0))
+        ax = fig.subplots()
+        for method, line in _methods(frame):
+            line, colour = line.sort_values(x), METHOD_COLOURS.get(method, METHOD_COLOURS["laser"])
+            style = {"linestyle": "--"} if method == "random" else {"marker": "o", "markersize": 6}
+            ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
+            ax.plot(line[x], line[measure], color=colour, linewidth=2, label=method, **style)
+        ax.set_xticks(sorted(frame[x].unique()))
+        ax.set_xlabel(_name(x))
+        ax.set_yscale("log" if log else "linear")
+        _finish(ax, _name(measure), title, bottom=None if log else 0)
+        if "method" in frame:
+            ax.legend(frameon=False, ncols=2)
+    return fig
+
+
+def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | None = None) -> Figure:
+    """A bar per row, with its interval as a whisker and its value written above.
+
+    Args:
+        frame: Columns ``label``, `measure`, ``low``, ``high`` (the ends of the interval) and ``method`` for the colour.
+
+    Raises:
+        ValueError: The frame is empty or lacks a column.
+    """
+    _check(frame, ["label", "method", measure, "low", "high"])
+    with _style():
+        fig = _figure((max(4.8, 1.6 * len(frame)), 3.8))
+        ax = fig.subplots()
+        whiskers = [frame[measure] - frame["low"], frame["high"] - frame[measure]]
+        colours = [METHOD_COLOURS.get(method, METHOD_COLOURS["laser"]) for method in frame["method"]]
+        places = range(len(frame))
+        ax.bar(places, frame[measure], color=colours, width=0.6, yerr=whiskers, capsize=5, error_kw={"linewidth": 1.5})
+        for place, value, high in zip(places, frame[measure], frame["high"]):
+            ax.annotate(f"{value:.3f}", (place, high), xytext=(0, 5), textcoords="offset points", ha="center")
+        ax.set_xticks(places, [_wrap(str(label), 18) for label in frame["label"]])
+        _finish(ax, _name(measure), title, bottom=0)
+        ax.margins(y=0.12)
+    return fig
+
+
+def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
+    """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`; the same input gives the same bytes.
+
+    Each file is complete before it takes its name, and none does if one of them fails.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        ValueError: `name` is not a plain file stem.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"name must be a plain file stem such as '01_thoughts', got {name!r}")
+    folder = Path(folder)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    finals = [folder / f"{name}.png", folder / f"{name}.svg", folder / "data" / f"{name}.csv"]
+    png, svg, csv = partial = [file.with_name(f".{os.getpid()}.{file.name}") for file in finals]
+    try:
+        with _style():
+            fig.savefig(png, format="png", dpi=160, metadata={"Software": None}, facecolor="white")
+            fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
+        data.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
+        for done, final in zip(partial, finals):
+            os.replace(done, final)
+    finally:
+        for file in partial:
+            file.unlink(missing_ok=True)
+    return finals[0]
+
+
+def readable(token: str, limit: int | None = 12) -> str:
+    """A token as it can be drawn: ⏎ for a new line, ⇥ for a tab, ␣ for a space at an end, U+XXXX for what the font
+    lacks, and at most `limit` characters.
+    """
+    inner = token.strip(" ")
+    start = len(token) - len(token.lstrip(" "))
+    end = len(token) - len(inner) - start if inner else 0
+    text = "␣" * start + inner + "␣" * end
+    text = text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\r", "⏎").replace("\t", "⇥")
+    text = "".join(c if c.isprintable() and ord(c) in _font_characters() else f"U+{ord(c):04X}" for c in text)
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+# -- shared parts --------------------------------------------------------------------------------------------------
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise missing_extra("matplotlib", "lab") from error
+    return matplotlib
+
+
+def _style() -> Any:
+    return _matplotlib().rc_context(STYLE)
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    """A figure outside pyplot: nothing to close, nothing shown twice in a notebook."""
+    _matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=size, layout="constrained")
+
+
+@lru_cache(maxsize=1)
+def _font_characters() -> frozenset[int]:
+    _matplotlib()
+    from matplotlib import font_manager
+
+    return frozenset(font_manager.get_font(font_manager.findfont(STYLE["font.family"])).get_charmap())
+
+
+def _methods(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    return list(frame.groupby("method", sort=False)) if "method" in frame else [("laser", frame)]
+
+
+def _finish(ax: Axes, label: str, title: str | None, bottom: float | None) -> None:
+    ax.set_ylabel(label)
+    ax.grid(axis="y", alpha=0.3)
+    ax.set_axisbelow(True)
+    if bottom is not None:
+        ax.set_ylim(bottom=bottom)
+    if title:
+        ax.set_title(_wrap(title, 56), parse_math=False)
+
+
+def _wrap(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width)) or text
+
+
+def _name(column: str) -> str:
+    return NAMES.get(column, column.replace("_", " "))
+
+
+def _check(frame: pd.DataFrame, columns: list[str]) -> None:
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise ValueError(f"the frame lacks the column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise ValueError("the frame is empty: nothing to draw")

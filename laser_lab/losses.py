@@ -1,0 +1,87 @@
+"""The objectives, one class each. They see states and document vectors; they know no tokenizer and no model class.
+
+Shapes: B queries, N documents (all of the batch, gathered across devices), K thinking steps, D hidden size. Embeddings
+are float32 of unit length, states are raw. ``positives`` (B,) is each query's row among the documents; ``ignored``
+(B, N) marks documents that must not count as negatives, because they are relevant to the query too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, relu, softmax
+
+from laser_lab.thinking import at_least_float32, pool
+
+
+class InfoNCE(nn.Module):
+    """Contrastive loss over all documents of the batch (LaSER, eq. 3), mean over queries."""
+
+    def __init__(self, temperature: float = 0.02) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, queries: Tensor, documents: Tensor, positives: Tensor, ignored: Tensor) -> Tensor:
+        """(B, D), (N, D), (B,), (B, N) bool to a scalar. A query's own positive is never ignored."""
+        keep = ignored.scatter(1, positives[:, None], False)
+        scores = (queries @ documents.T / self.temperature).masked_fill(keep, float("-inf"))
+        return cross_entropy(scores, positives)
+
+
+class OutputKL(nn.Module):
+    """Output distillation (LaSER, eq. 6): KL of the teacher's ranking distribution from the student's, batchmean.
+
+    The teacher side carries no gradient. Where the teacher has document vectors of its own (a frozen copy), its
+    distribution is over those.
+    """
+
+    def __init__(self, temperature: float = 0.02) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, student: Tensor, teacher: Tensor, documents: Tensor, teacher_documents: Tensor | None = None):
+        """Unit-length (..., D), (..., D), (N, D) to a scalar: the mean over all leading dimensions."""
+        other = documents if teacher_documents is None else teacher_documents
+        target = softmax((teacher @ other.T / self.temperature).detach(), dim=-1)
+        logs = log_softmax(student @ documents.T / self.temperature, dim=-1)
+        return kl_div(logs.flatten(0, -2), target.flatten(0, -2), reduction="batchmean")
+
+
+class TrajectoryKL(nn.Module):
+    """Trajectory alignment (LaSER, eq. 10): :class:`OutputKL` of each step's state against the state of the segment
+    that the step is aligned with; mean over queries and steps."""
+
+    def __init__(self, temperature: float = 0.05) -> None:
+        super().__init__()
+        self.kl = OutputKL(temperature)
+
+    def forward(self, states: Tensor, segments: Tensor, documents: Tensor, teacher_documents: Tensor | None = None):
+        """(B, K, D) latent states, (B, K, D) segment states, (N, D) documents to a scalar."""
+        states, segments = (normalize(at_least_float32(x), dim=-1) for x in (states, segments))
+        return self.kl(states, segments, documents, teacher_documents)
+
+
+class StepwiseContrastive(nn.Module):
+    """GIRCSE's loss: InfoNCE after every step, and a penalty where a step makes it worse (GIRCSE, section 3.3).
+
+    mean_k CL(first k states) and mean_k relu(log L_{k+1} - log L_k); the penalty of one step alone is 0.
+    """
+
+    def __init__(self, temperature: float = 0.02) -> None:
+        super().__init__()
+        self.contrastive = InfoNCE(temperature)
+
+    def forward(
+        self, states: Tensor, document_states: Tensor, positives: Tensor, ignored: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(B, K, D), (N, K, D), (B,), (B, N) to (stepwise loss, monotonicity penalty), both scalars."""
+        steps = torch.stack(
+            [
+                self.contrastive(pool(states[:, :k]), pool(document_states[:, :k]), positives, ignored)
+                for k in range(1, states.shape[1] + 1)
+            ]
+        )
+        # an InfoNCE of exactly 0 (float32, easy batch) has no logarithm
+        logs = steps.clamp(min=torch.finfo(steps.dtype).tiny).log()
+        penalty = relu(logs.diff()).mean() if len(steps) > 1 else steps.sum() * 0
+        return steps.mean(), penalty

@@ -1,0 +1,100 @@
+"""The table of methods. A method is data: how to think, what to minimise, in which stages. An ablation is a row."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from laser_lab.retriever import check_steps
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: L = contrastive·CL + explicit·CL(explicit) + output·KL_out + process·KL_mid + GIRCSE's (METHOD 3, 4).
+
+    Raises:
+        ValueError: A weight is negative, all are zero, or a temperature is not positive.
+    """
+
+    thinking_steps: int = 3
+    """K; 1 is a single pass."""
+    pooling: str = "all"
+    """``"all"`` states, or the ``"generated"`` ones (GIRCSE)."""
+    contrastive: float = 1.0
+    """Weight of InfoNCE on the latent view."""
+    explicit: float = 0.0
+    """λ1: weight of InfoNCE on the explicit view, which sees the reasoning."""
+    output: float = 0.0
+    """λ2: weight of the output distillation."""
+    process: float = 0.0
+    """λ3: weight of the trajectory alignment."""
+    stepwise: float = 0.0
+    """Weight of GIRCSE's InfoNCE after every step."""
+    monotonicity: float = 0.0
+    """Weight of GIRCSE's penalty on steps that make it worse."""
+    temperature: float = 0.02
+    output_temperature: float = 0.02
+    process_temperature: float = 0.05
+    """0.05 in the released code, 0.02 in the paper."""
+    downsampling: str = "released"
+    """Which segment a step is aligned with (:func:`laser_lab.explicit.downsample`)."""
+    distil_warmup: float = 0.0
+    """Share of the steps over which λ2 and λ3 rise linearly from 0."""
+    teacher_first: float = 0.0
+    """Share of the steps in which the explicit view alone is trained. Its frozen copy is then the teacher."""
+
+    def __post_init__(self) -> None:
+        check_steps(self.thinking_steps)
+        weights = {name: getattr(self, name) for name in WEIGHTS}
+        if min(weights.values()) < 0 or not any(weights.values()):
+            raise ValueError(f"weights must not be negative, and one must be positive: {weights}")
+        if min(self.temperature, self.output_temperature, self.process_temperature) <= 0:
+            raise ValueError("temperatures must be positive")
+        for name in ("distil_warmup", "teacher_first"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is a share of the steps, from 0 to below 1, got {getattr(self, name)}")
+
+    @property
+    def needs_reasoning(self) -> bool:
+        """Whether the explicit view runs at all."""
+        return bool(self.explicit or self.output or self.process)
+
+    def replace(self, **changes: Any) -> Method:
+        """A row with some settings changed: a new ablation."""
+        return replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+WEIGHTS = ("contrastive", "explicit", "output", "process", "stepwise", "monotonicity")
+
+_LASER = Method(explicit=1.0, output=10.0, process=0.1, distil_warmup=0.3)
+
+METHODS: dict[str, Method] = {
+    # the systems
+    "basic": Method(thinking_steps=1),
+    "latent": Method(),
+    "gircse": Method(pooling="generated", contrastive=0.0, stepwise=1.0, monotonicity=1.0),
+    "laser": _LASER,
+    # Table 5 of the paper
+    "laser-no-explicit": _LASER.replace(explicit=0.0, output=0.0, process=0.0),
+    "laser-no-latent": _LASER.replace(thinking_steps=1),
+    "laser-no-process": _LASER.replace(process=0.0),
+    "laser-no-output": _LASER.replace(output=0.0),
+    "laser-no-colearning": _LASER.replace(teacher_first=0.5),
+}
+"""Name to row. ``METHODS["laser"].replace(thinking_steps=6)`` is a row of your own."""
+
+
+def method_of(method: str | Method, **changes: Any) -> Method:
+    """A row by name or as it is, with changes.
+
+    Raises:
+        ValueError: No such row.
+    """
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")
+        method = METHODS[method]
+    return method.replace(**changes) if changes else method
