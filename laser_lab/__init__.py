@@ -1,8 +1,33 @@
 """laser_lab: research on latent thinking in dense retrieval. The public names, nothing else."""
 
+from typing import Any
+
 from laser_lab.evaluation import evaluate, rank
+from laser_lab.methods import METHODS, Method
 from laser_lab.probing.vocabulary import nearest_tokens
 from laser_lab.retriever import LatentRetriever, load, query_prompt, think
+from laser_lab.rewriting import rewrite_then_retrieve
 from laser_lab.thinking import Thoughts
 
-__all__ = ["LatentRetriever", "Thoughts", "evaluate", "load", "nearest_tokens", "query_prompt", "rank", "think"]
+__all__ = [
+    "METHODS",
+    "LatentRetriever",
+    "Method",
+    "Thoughts",
+    "evaluate",
+    "load",
+    "nearest_tokens",
+    "query_prompt",
+    "rank",
+    "rewrite_then_retrieve",
+    "think",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":  # the trainer imports much that looking at a model does not need
+        from laser_lab.training import train
+
+        return train
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

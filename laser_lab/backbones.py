@@ -277,7 +277,14 @@ def _read_gguf(file: Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTo
     return model, tokenizer
 
 
-BUILT_IN: dict[str, Callable[[], Path]] = {"gemma-3-270m": _gemma_3_270m}
+def _hopworld() -> Path:
+    """Folder of the language model of the default HopWorld, pretrained once (METHOD 5)."""
+    from laser_lab.data.hopworld import pretrained
+
+    return pretrained()
+
+
+BUILT_IN: dict[str, Callable[[], Path]] = {"gemma-3-270m": _gemma_3_270m, "hopworld": _hopworld}
 """Names that need no hub: each a function that returns a local folder, building it on first use."""
 
 

@@ -6,6 +6,7 @@ the same bytes. One table of colours, :data:`METHOD_COLOURS`, serves all figures
 
 from __future__ import annotations
 
+import io
 import os
 import textwrap
 from functools import lru_cache
@@ -89,9 +90,9 @@ def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str =
             image = ax.imshow(values, cmap="Blues", vmin=lowest, vmax=highest, aspect="auto")
             for row, step in enumerate(table.index):
                 for column, rank in enumerate(table[measure].columns):
-                    token = table["token"].loc[step, rank]
+                    token = readable(table["token"].loc[step, rank])
                     dark = values[row, column] > lowest + 0.55 * (highest - lowest)
-                    ax.text(column, row, readable(token, 12), ha="center", va="center", fontsize=11,
+                    ax.text(column, row, token, ha="center", va="center", fontsize=11 if len(token) < 10 else 9,
                             color="white" if dark else "black", parse_math=False)  # fmt: skip
             ax.set_title(name, fontsize=11, fontweight="bold", parse_math=False)
             ax.set_ylabel(NAMES["step"])
@@ -164,8 +165,8 @@ def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | N
         for place, value, high in zip(places, frame[measure], frame["high"]):
             ax.annotate(f"{value:.3f}", (place, high), xytext=(0, 5), textcoords="offset points", ha="center")
         ax.set_xticks(places, [_wrap(str(label), 18) for label in frame["label"]])
+        ax.margins(y=0.15)
         _finish(ax, _name(measure), title, bottom=0)
-        ax.margins(y=0.12)
     return fig
 
 
@@ -227,12 +228,24 @@ def _style() -> Any:
     return _matplotlib().rc_context(STYLE)
 
 
-def _figure(size: tuple[float, float]) -> Figure:
-    """A figure outside pyplot: nothing to close, nothing shown twice in a notebook."""
+@lru_cache(maxsize=1)
+def _figure_class() -> type[Figure]:
+    """A Figure outside pyplot (nothing to close, nothing shown twice) that a notebook shows without any magic."""
     _matplotlib()
     from matplotlib.figure import Figure
 
-    return Figure(figsize=size, layout="constrained")
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            with _style():
+                self.savefig(buffer, format="png", dpi=100, metadata={"Software": None}, facecolor="white")
+            return buffer.getvalue()
+
+    return NotebookFigure
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    return _figure_class()(figsize=size, layout="constrained")
 
 
 @lru_cache(maxsize=1)

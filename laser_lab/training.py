@@ -77,8 +77,8 @@ class DualViewLoss(nn.Module):
     @property
     def distil_share(self) -> float:
         """What λ2 and λ3 are multiplied by at this point of the training."""
-        start, warmup = self.method.teacher_first, self.method.distil_warmup
-        return 1.0 if not warmup else min(1.0, max(0.0, self.progress - start) / warmup)
+        since = self.progress - self.method.teacher_first - self.method.distil_start
+        return min(1.0, max(0.0, since) / self.method.distil_warmup) if self.method.distil_warmup else float(since >= 0)
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:
         queries, documents = features[:2]
@@ -101,8 +101,9 @@ class DualViewLoss(nn.Module):
             loss = self.contrastive(latent["sentence_embedding"], vectors, positives, ignored)
             terms["contrastive"] = method.contrastive * loss
         if latent is not None and (method.stepwise or method.monotonicity):
-            states = gather(encoded["states"].float())
-            stepwise, penalty = self.stepwise(latent["states"], states, positives, ignored)
+            # the penalty is no mean over queries, so every process computes it for the queries of all
+            states, rows = gather(latent["states"]), gather(encoded["states"])
+            stepwise, penalty = self.stepwise(states, rows, gather(positives), gather(ignored))
             terms["stepwise"] = method.stepwise * stepwise
             terms["monotonicity"] = method.monotonicity * penalty
         if explicit is not None:

@@ -99,7 +99,7 @@ def test_gradients():
     states, doc_states, positives, ignored = example(2, 4, 3, 3)
     states, doc_states = states.requires_grad_(), doc_states.requires_grad_()
     queries, documents = (normalize(x.detach().mean(1), dim=-1).requires_grad_() for x in (states, doc_states))
-    fixed, teacher = documents.detach(), normalize(states.detach()[:, 0], dim=-1)
+    fixed, teacher = documents.detach().clone(), normalize(states.detach()[:, 0], dim=-1)
     targets = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     check = torch.autograd.gradcheck
     assert check(lambda q, d: InfoNCE(0.5)(q, d, positives, ignored), (queries, documents))

@@ -185,9 +185,9 @@ class HopWorld:
         self._random("splits").shuffle(everything)
         dev, test = config.dev, config.test
         self.splits = {
-            "test": everything[:test],
+            "train": everything[dev + test :],
             "dev": everything[test : test + dev],
-            "train": everything[test + dev :],
+            "test": everything[:test],
         }
 
     def _random(self, purpose: str) -> random.Random:
@@ -371,21 +371,28 @@ def pretrain(config: HopWorldConfig, folder: str | Path) -> float:
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.pretrain_lr, betas=(0.9, 0.98), fused=True)
     schedule = get_cosine_schedule_with_warmup(optimizer, min(100, config.pretrain_steps // 10), config.pretrain_steps)
     model.train()
-    steps = trange(config.pretrain_steps, desc="Pretraining HopWorld (once)", unit="step", mininterval=1)
-    for step in steps:
-        ids = table[torch.multinomial(weights, config.pretrain_batch, replacement=True, generator=generator)]
-        # Padded on the right, behind everything that is predicted, so that no mask is needed.
-        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
-        )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 50 == 0:
-            steps.set_postfix(loss=f"{loss.item():.3f}")
+    threads = torch.get_num_threads()
+    # One thread: the matrices are too small to share, and threads that wait for each other on a busy machine cost
+    # an order of magnitude.
+    torch.set_num_threads(1)
+    try:
+        steps = trange(config.pretrain_steps, desc="Pretraining HopWorld (once)", unit="step", mininterval=1)
+        for step in steps:
+            ids = table[torch.multinomial(weights, config.pretrain_batch, replacement=True, generator=generator)]
+            # Padded on the right, behind everything that is predicted, so that no mask is needed.
+            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
+            )
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if step % 50 == 0:
+                steps.set_postfix(loss=f"{loss.item():.3f}")
+    finally:
+        torch.set_num_threads(threads)
     accuracy = chain_of_thought_accuracy(model, tokenizer, world)
     (logger.warning if accuracy < 0.98 else logger.info)(
         "HopWorld's language model answers %.1f %% of the held-out compositions by chain of thought", 100 * accuracy

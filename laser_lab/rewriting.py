@@ -1,0 +1,110 @@
+"""Rewrite-then-retrieve: reason in words with a causal LM, then encode the query and what was written (METHOD 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformer
+from tqdm.auto import tqdm
+
+from laser_lab.backbones import Backbone
+from laser_lab.retriever import LatentRetriever, check_texts
+
+
+@torch.inference_mode()
+def generate_reasoning(
+    backbone: Backbone,
+    queries: Sequence[str],
+    *,
+    template: str = "{query}",
+    max_new_tokens: int = 128,
+    max_length: int = 512,
+    batch_size: int = 16,
+    show_progress_bar: bool = False,
+) -> list[str]:
+    """What a causal LM writes after each query, greedily, up to its eos.
+
+    Args:
+        template: The LM's prompt, with ``{query}`` in it.
+        max_length: Tokens of the prompt, beyond which its beginning is cut.
+
+    Raises:
+        ValueError: `template` has no ``{query}``.
+    """
+    if "{query}" not in template:
+        raise ValueError(f"template must hold {{query}}, got {template!r}")
+    texts = [template.replace("{query}", query) for query in check_texts(queries)]
+    tokenizer, model = backbone.tokenizer, backbone.model
+    written = [""] * len(texts)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
+    model.eval()
+    for start in tqdm(range(0, len(texts), batch_size), desc="Rewriting", disable=not show_progress_bar):
+        rows = order[start : start + batch_size]
+        ids = [tokenizer(texts[i])["input_ids"][-max_length:] or [tokenizer.eos_token_id] for i in rows]
+        batch = tokenizer.pad({"input_ids": ids}, padding=True, return_tensors="pt").to(model.device)
+        out = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        texts_out = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        for row, text in zip(rows, texts_out):
+            written[row] = text.strip()
+    return written
+
+
+class RewriteRetriever(LatentRetriever):
+    """A retriever whose queries are rewritten first. Made by :func:`rewrite_then_retrieve`."""
+
+    generator: Backbone
+    options: dict[str, Any]
+
+    def rewrite(self, queries: Sequence[str], show_progress_bar: bool = False) -> list[str]:
+        """Each query followed by a blank line and what the generator wrote, as the explicit view joins them."""
+        texts = check_texts(queries)
+        reasoning = generate_reasoning(self.generator, texts, show_progress_bar=show_progress_bar, **self.options)
+        return [f"{text}\n\n{r}" if r else text for text, r in zip(texts, reasoning)]
+
+    def encode_query(self, inputs: str | Sequence[str], *args: Any, **kwargs: Any) -> Any:
+        """:meth:`LatentRetriever.encode_query` of the rewritten queries."""
+        show = bool(kwargs.get("show_progress_bar"))
+        rewritten = self.rewrite([inputs], show)[0] if isinstance(inputs, str) else self.rewrite(inputs, show)
+        return super().encode_query(rewritten, *args, **kwargs)
+
+
+def rewrite_then_retrieve(
+    generator: SentenceTransformer | Backbone,
+    retriever: LatentRetriever,
+    *,
+    template: str = "{query}",
+    max_new_tokens: int = 128,
+    batch_size: int = 16,
+) -> RewriteRetriever:
+    """A retriever that first lets `generator` reason in words: [q ; generated r] is what `retriever` encodes.
+
+    Args:
+        generator: A causal LM: a loaded retriever (its backbone writes) or a :class:`Backbone`. It may be the
+            retriever's own, adapter included; documents are encoded by `retriever` alone.
+        template: The generator's prompt, with ``{query}`` in it.
+
+    Returns:
+        A retriever that shares `retriever`'s weights, prompts and settings. Its time per query includes generation.
+    """
+    backbone = generator if isinstance(generator, Backbone) else generator[0].backbone
+    combined = RewriteRetriever(
+        modules=[retriever.encoder],
+        device=str(retriever.device),
+        prompts=dict(retriever.prompts),
+        similarity_fn_name=retriever.similarity_fn_name,
+    )
+    # a plain attribute: the generator is no part of the retriever's weights
+    object.__setattr__(combined, "generator", backbone)
+    combined.options = dict(template=template, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    if "{query}" not in template:
+        raise ValueError(f"template must hold {{query}}, got {template!r}")
+    return combined

@@ -1,0 +1,120 @@
+"""Figures: readable whatever the tokens are, and the same bytes every time."""
+
+import warnings
+
+import pandas as pd
+import pytest
+
+pytest.importorskip("matplotlib")
+from matplotlib.figure import Figure  # noqa: E402
+
+from laser_lab import figures  # noqa: E402
+
+ODD = [
+    "\n",
+    " the",
+    "$x_1$",
+    "$",
+    "\\frac{",
+    "😀🧑‍🚀",
+    "日本語",
+    "हिन्दी",
+    "\t",
+    "",
+    "<start_of_image>",
+    "\ufffd",
+    "\x00",
+    "a" * 60,
+]
+
+
+def token_frame(steps: int = 3, top: int = 5, queries: tuple[str, ...] = ("why is the sky blue",)) -> pd.DataFrame:
+    rows = [
+        (query, step, rank, ODD[(step * top + rank) % len(ODD)], 0.5 / rank)
+        for query in queries
+        for step in range(1, steps + 1)
+        for rank in range(1, top + 1)
+    ]
+    return pd.DataFrame(rows, columns=["query", "step", "rank", "token", "probability"])
+
+
+def steps_frame() -> pd.DataFrame:
+    rows = [(m, k, 0.1 * k, 0.1 * k - 0.05, 0.1 * k + 0.05) for m in ("latent", "random") for k in (1, 2, 3)]
+    return pd.DataFrame(rows, columns=["method", "thinking_steps", "ndcg@10", "low", "high"])
+
+
+def test_heatmap_has_a_cell_per_step_and_rank(tmp_path):
+    frame = token_frame(5, 6, ("why does $5 cost $10?", "two\nlines, 日本"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a glyph the font lacks is a warning
+        fig = figures.thought_heatmap(frame, title="costs $5 or $10")
+        figures.save(fig, frame, "thoughts", tmp_path)
+    assert isinstance(fig, Figure)
+    panels = fig.axes[:2]
+    assert [len(ax.texts) for ax in panels] == [5 * 6, 5 * 6]
+    assert panels[0].texts[0].get_text() == figures.readable(frame["token"].iloc[0])
+    assert panels[0].get_title(loc="left") == "why does $5 cost $10?"
+
+
+def test_a_notebook_shows_the_figure():
+    assert figures.thought_heatmap(token_frame())._repr_png_().startswith(b"\x89PNG")
+
+
+def test_heatmap_of_cosines():
+    fig = figures.thought_heatmap(token_frame().rename(columns={"probability": "cosine"}))
+    assert "cosine similarity" in [ax.get_ylabel() for ax in fig.axes]
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [("\n", "⏎"), (" the", "␣the"), ("a b", "a b"), ("  ", "␣␣"), ("x ", "x␣"), ("日", "U+65E5"), ("\x07", "U+0007")],
+)
+def test_readable(token, shown):
+    assert figures.readable(token) == shown
+
+
+def test_readable_cuts_long_tokens():
+    assert figures.readable("a" * 60, 8) == "a" * 7 + "…"
+
+
+def test_plots_of_measures():
+    line = figures.metric_by_steps(steps_frame())
+    assert line.axes[0].get_xlabel() == "thinking steps K" and line.axes[0].get_ylabel() == "nDCG@10"
+    assert len(line.axes[0].lines) == 2
+    bars = figures.metric_bars(steps_frame().assign(label="K"))
+    assert len(bars.axes[0].patches) == 6
+
+
+def test_a_frame_that_cannot_be_drawn():
+    with pytest.raises(ValueError, match="lacks the column 'token'"):
+        figures.thought_heatmap(token_frame().drop(columns="token"))
+    with pytest.raises(ValueError, match="empty"):
+        figures.metric_by_steps(steps_frame().iloc[:0])
+
+
+def test_save_writes_three_files_with_the_same_bytes_each_time(tmp_path):
+    def write(folder):
+        frame = token_frame()
+        assert figures.save(figures.thought_heatmap(frame), frame, "x", folder) == folder / "x.png"
+        return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+    first, second = write(tmp_path / "a"), write(tmp_path / "b")
+    assert set(first) == {"x.png", "x.svg", "data/x.csv"}
+    assert first == second
+    assert pd.read_csv(tmp_path / "a" / "data" / "x.csv").shape == token_frame().shape
+
+
+def test_save_that_fails_leaves_the_old_files(tmp_path):
+    frame = token_frame()
+    fig = figures.thought_heatmap(frame)
+    figures.save(fig, frame, "x", tmp_path)
+    before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
+    with pytest.raises(AttributeError):
+        figures.save(figures.metric_by_steps(steps_frame()), None, "x", tmp_path)
+    assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", ".x"])
+def test_save_wants_a_plain_name(tmp_path, name):
+    with pytest.raises(ValueError, match="plain file stem"):
+        figures.save(figures.metric_by_steps(steps_frame()), steps_frame(), name, tmp_path)

@@ -1,0 +1,405 @@
+"""Training end to end on a tiny model: every method, resume, crashes, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import torch
+from conftest import WORDS
+from datasets import Dataset
+
+import laser_lab as ll
+from laser_lab.data.readers import RetrievalTask, features
+from laser_lab.training import (
+    COMPLETE,
+    Collator,
+    DualViewLoss,
+    NonFiniteLoss,
+    fingerprint,
+    last_checkpoint,
+    train,
+    training_pairs,
+)
+
+FAST = dict(
+    lora=dict(r=4, lora_alpha=8),
+    learning_rate=1e-3,
+    max_steps=4,
+    per_device_train_batch_size=4,
+    logging_steps=1,
+    save_steps=2,
+    disable_tqdm=True,
+    use_cpu=True,
+)
+
+
+def rows(count=12):
+    return [
+        {
+            "id": f"q{i}",
+            "query": f"why {WORDS[i % 10]} {WORDS[(3 * i) % 17]}",
+            "reasoning": [WORDS[(i + 1) % 20], f"{WORDS[(i + 5) % 20]} {WORDS[i % 7]}"],
+            "positives": [f"the {WORDS[(7 * i) % 20]}"],
+            "negatives": [f"{WORDS[(2 * i + 1) % 20]} water"],
+            "positive_ids": [f"d{(7 * i) % 20}"],
+            "negative_ids": [f"n{(2 * i + 1) % 20}"],
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Dataset.from_list(rows(), features=features())
+
+
+@pytest.fixture(scope="module")
+def dev(data):
+    return RetrievalTask(
+        "dev",
+        dict(zip(data["id"], data["query"])),
+        {i: t for row in data for i, t in zip(row["positive_ids"], row["positives"])},
+        {row["id"]: dict.fromkeys(row["positive_ids"], 1) for row in data},
+    )
+
+
+def load(tiny_folder, seed=0):
+    return ll.load(tiny_folder, prompts={"query": "", "document": ""}, device="cpu")
+
+
+TERMS = {
+    "basic": {"contrastive"},
+    "latent": {"contrastive"},
+    "gircse": {"stepwise", "monotonicity"},
+    "laser": {"contrastive", "explicit", "output", "process"},
+    "laser-no-explicit": {"contrastive"},
+    "laser-no-latent": {"contrastive", "explicit", "output", "process"},
+    "laser-no-process": {"contrastive", "explicit", "output"},
+    "laser-no-output": {"contrastive", "explicit", "process"},
+    "laser-no-colearning": {"contrastive", "explicit", "output", "process"},
+}
+
+
+@pytest.mark.parametrize("method", ll.METHODS)
+def test_every_method_trains_saves_and_loads(tiny_folder, data, tmp_path, method):
+    before = load(tiny_folder).encode(["why sea"], thinking_steps=2)
+    model = ll.train(load(tiny_folder), data, method, output_dir=tmp_path / "run", **FAST)
+    logged = set().union(*(entry.keys() for entry in model.history))
+    assert TERMS[method] <= logged and "loss" in logged
+    after = model.encode(["why sea"])
+    again = ll.load(tmp_path / "run" / "final", device="cpu")
+    np.testing.assert_allclose(again.encode(["why sea"]), after, atol=1e-5)
+    assert again.encoder.thinking_steps == ll.METHODS[method].thinking_steps
+    assert again.encoder.pooling == ll.METHODS[method].pooling
+    assert np.abs(model.encode(["why sea"], thinking_steps=2) - before).max() > 1e-4
+    card = json.loads((tmp_path / "run" / "final" / "run_card.json").read_text())
+    assert card["method"] == ll.METHODS[method].as_dict() and card["seed"] == 0 and card["steps"] == 4
+    assert card["dataset"] == {"rows": 12, "fingerprint": fingerprint(data)} and card["versions"]["torch"]
+
+
+def test_full_fine_tuning_and_dev_quality(tiny_folder, data, dev, tmp_path):
+    arguments = FAST | dict(lora=False, save_steps=2)
+    model = train(load(tiny_folder), data, "latent", output_dir=tmp_path / "run", dev=dev, **arguments)
+    assert not hasattr(model.encoder.backbone.model, "peft_config")
+    scores = [entry for entry in model.history if "eval_ndcg@10" in entry]
+    assert len(scores) == 2 and all(f"eval_ndcg@10_step{k}" in scores[0] for k in (1, 2, 3))
+    card = json.loads((tmp_path / "run" / "final" / "run_card.json").read_text())
+    assert card["best"]["ndcg@10"] == max(entry["eval_ndcg@10"] for entry in scores)
+    assert ll.evaluate(model, dev)["ndcg@10"] == pytest.approx(card["best"]["ndcg@10"], abs=1e-6)
+
+
+def test_gradient_checkpointing_and_accumulation(tiny_folder, data, tmp_path):
+    losses = []
+    for name, extra in {
+        "plain": {},
+        "checkpointing": dict(gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False}),
+    }.items():
+        model = train(load(tiny_folder), data, "laser", output_dir=tmp_path / name, **FAST, **extra)
+        losses.append([entry["loss"] for entry in model.history if "loss" in entry])
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+    arguments = FAST | dict(max_steps=2, gradient_accumulation_steps=2)
+    model = train(load(tiny_folder), data, "laser", output_dir=tmp_path / "accumulated", **arguments)
+    assert model.history[-1]["step"] == 2
+
+
+# -- resume --------------------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupted(model, data, method, folder, step, **arguments):
+    """Train and be cut off right after the checkpoint of `step`."""
+    from transformers import TrainerCallback
+
+    class Cut(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            self.saved = state.global_step
+
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step >= step:
+                raise Stop
+
+    import laser_lab.training as training
+
+    original = training.LatentTrainer.__init__
+
+    def patched(self, *args, **kwargs):
+        original(self, *args, **kwargs)
+        self.add_callback(Cut())
+
+    training.LatentTrainer.__init__ = patched
+    try:
+        with pytest.raises(Stop):
+            train(model, data, method, output_dir=folder, **arguments)
+    finally:
+        training.LatentTrainer.__init__ = original
+
+
+@pytest.mark.parametrize("method", ["laser", "gircse", "laser-no-colearning"])
+def test_a_resumed_run_ends_like_an_unbroken_one(tiny_folder, data, tmp_path, method):
+    whole = train(load(tiny_folder), data, method, output_dir=tmp_path / "whole", **FAST)
+    interrupted(load(tiny_folder), data, method, tmp_path / "broken", 3, **FAST)
+    assert last_checkpoint(tmp_path / "broken").name == "checkpoint-2"
+    resumed = train(load(tiny_folder), data, method, output_dir=tmp_path / "broken", resume=True, **FAST)
+    for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items()):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5, msg=name)
+    assert json.loads((tmp_path / "broken/final/run_card.json").read_text())["resumed_from_step"] == 2
+
+
+def test_half_checkpoints_are_never_loaded(tiny_folder, data, tmp_path):
+    train(load(tiny_folder), data, "basic", output_dir=tmp_path / "run", **FAST)
+    newest = tmp_path / "run" / "checkpoint-4"
+    (newest / COMPLETE).unlink()
+    (newest / "adapter_model.safetensors").write_bytes(b"half")
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-2" and not newest.exists()
+    resumed = train(load(tiny_folder), data, "basic", output_dir=tmp_path / "run", resume=True, **FAST)
+    assert np.isfinite(resumed.encode(["sea"])).all()
+
+
+def test_sigkill_in_the_middle_of_a_checkpoint_write(tiny_folder, data, tmp_path):
+    """The process dies while checkpoint 4 is being written; the run goes on from checkpoint 2 to the same result."""
+    data.to_json(tmp_path / "data.jsonl")
+    script = textwrap.dedent(f"""
+        import os, signal, sys
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from test_training import FAST, load
+        from laser_lab.data.readers import read_dataset
+        from laser_lab.training import train
+        from laser_lab.retriever import LatentEncoder
+        save, calls = LatentEncoder.save, []
+        def dying(self, path, *args, **kwargs):
+            save(self, path, *args, **kwargs)
+            calls.append(path)
+            if "checkpoint-4" in str(path):
+                os.kill(os.getpid(), signal.SIGKILL)
+        LatentEncoder.save = dying
+        train(load({tiny_folder!r}), read_dataset({str(tmp_path / "data.jsonl")!r}), "laser",
+              output_dir={str(tmp_path / "run")!r}, **FAST)
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert (tmp_path / "run" / "checkpoint-4").exists() and not (tmp_path / "run" / "checkpoint-4" / COMPLETE).exists()
+    resumed = train(load(tiny_folder), data, "laser", output_dir=tmp_path / "run", resume=True, **FAST)
+    whole = train(load(tiny_folder), data, "laser", output_dir=tmp_path / "whole", **FAST)
+    np.testing.assert_allclose(resumed.encode(["why sea"]), whole.encode(["why sea"]), atol=1e-5)
+
+
+def test_an_old_run_is_not_overwritten(tiny_folder, data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").write_text("x")
+    with pytest.raises(FileExistsError, match="resume=True"):
+        train(load(tiny_folder), data, "basic", output_dir=tmp_path / "run", **FAST)
+
+
+def test_a_nan_stops_the_run_and_keeps_the_checkpoint(tiny_folder, data, tmp_path, monkeypatch):
+    forward = DualViewLoss.forward
+    calls = []
+
+    def poisoned(self, features, labels=None):
+        terms = forward(self, features, labels)
+        calls.append(1)
+        if len(calls) == 4:
+            terms["process"] = terms["process"] * float("nan")
+        return terms
+
+    monkeypatch.setattr(DualViewLoss, "forward", poisoned)
+    with pytest.raises(NonFiniteLoss, match=r"loss term process is not finite at step 3 \(batch ids \['q\d"):
+        train(load(tiny_folder), data, "laser", output_dir=tmp_path / "run", **FAST)
+    assert last_checkpoint(tmp_path / "run").name == "checkpoint-2"
+
+
+# -- batches and losses --------------------------------------------------------------------------------------------
+
+
+def test_pairs_and_padding_negatives(data):
+    pairs = training_pairs(data, hard_negatives=3, seed=1)
+    assert len(pairs) == 12 and all(len(row["documents"]) == 4 == len(row["document_ids"]) for row in pairs)
+    assert pairs["documents"] == training_pairs(data, 3, 1)["documents"] != training_pairs(data, 3, 2)["documents"]
+    with pytest.raises(ValueError, match="lacks reasoning"):
+        training_pairs(data.remove_columns("reasoning"))
+    with pytest.raises(ValueError, match="empty"):
+        training_pairs(data.select([]))
+
+
+def test_no_reasoning_is_said_at_the_door(tiny_folder, data, tmp_path):
+    bare = data.map(lambda row: {"reasoning": []}, features=features())
+    with pytest.raises(ValueError, match="no reasoning"):
+        train(load(tiny_folder), bare, "laser", output_dir=tmp_path / "run", **FAST)
+
+
+def batch_of(model, data, method):
+    batch = Collator(model, ll.METHODS[method])(list(training_pairs(data, 1)))
+    parts = ("query", "document", "explicit")
+    return [
+        {k.removeprefix(f"{part}_"): v for k, v in batch.items() if k.startswith(part)}
+        for part in parts
+        if f"{part}_input_ids" in batch
+    ]
+
+
+def test_false_negatives_in_a_batch_change_nothing(tiny_folder):
+    """Two queries with the same positive: the twin of a query's positive is no negative of it."""
+    model = load(tiny_folder)
+    some = rows(3)
+    for row in some:
+        row["positives"], row["positive_ids"] = ["the sea"], ["same"]
+    with torch.no_grad():
+        loss = DualViewLoss(model, ll.METHODS["basic"])
+        shared = loss(batch_of(model, Dataset.from_list(some, features=features()), "basic"))["contrastive"]
+        queries = model.encode([r["query"] for r in some], thinking_steps=1, convert_to_tensor=True)
+        negatives = model.encode([r["negatives"][0] for r in some], thinking_steps=1, convert_to_tensor=True)
+        positive = model.encode("the sea", thinking_steps=1, convert_to_tensor=True)
+        logits = torch.cat([queries @ positive[:, None], queries @ negatives.T], dim=1) / 0.02
+    torch.testing.assert_close(shared, -logits.log_softmax(-1)[:, 0].mean(), atol=1e-3, rtol=1e-4)
+
+
+def test_teacher_gets_no_gradient_from_the_distillation(tiny_folder, data):
+    model = load(tiny_folder)
+    only = ll.Method(thinking_steps=2, contrastive=0.0, output=1.0, process=1.0)
+    features_ = batch_of(model, data, "laser")
+    features_[2]["segment_ends"] = features_[2]["segment_ends"][:, :2]
+    seen = {}
+    forward = model.encoder.forward
+
+    def keep(features, **kwargs):
+        out = forward(features, **kwargs)
+        if "segment_ends" in features:
+            for name in ("states", "sentence_embedding"):
+                out[name].retain_grad()
+                seen[name] = out[name]
+        return out
+
+    model.encoder.forward = keep
+    terms = DualViewLoss(model, only)(features_)
+    sum(terms.values()).backward()
+    assert seen and all(value.grad is None for value in seen.values())
+
+
+def test_distillation_weights_rise():
+    loss = DualViewLoss(
+        torch.nn.Identity(), ll.METHODS["laser"].replace(distil_start=0.0, distil_warmup=0.5, teacher_first=0.2)
+    )
+    shares = []
+    for loss.progress in (0.0, 0.1, 0.2, 0.45, 0.7, 1.0):
+        shares.append((loss.explicit_only, round(loss.distil_share, 6)))
+    assert shares == [(True, 0), (True, 0), (False, 0), (False, 0.5), (False, 1), (False, 1)]
+
+
+WORKER = """
+import json, os, sys
+sys.path.insert(0, {tests!r})
+import torch
+import torch.distributed as dist
+from test_training import batch_of, load, rows
+from datasets import Dataset
+import laser_lab as ll
+from laser_lab.data.readers import features
+from laser_lab.training import DualViewLoss
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+every = rows(8)
+for row in every[4:6]:  # a positive shared across the two processes
+    row["positives"], row["positive_ids"] = every[0]["positives"], every[0]["positive_ids"]
+share = len(every) // world
+mine = Dataset.from_list(every[rank * share : (rank + 1) * share], features=features())
+torch.manual_seed(0)
+model = load({folder!r})
+result = {{}}
+for method in ("basic", "gircse", "laser"):
+    model.zero_grad()
+    terms = DualViewLoss(model, ll.METHODS[method].replace(distil_start=0.0, distil_warmup=0.0))(batch_of(model, mine, method))
+    sum(terms.values()).backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    values = torch.stack(list(terms.values())).detach()
+    dist.all_reduce(values); dist.all_reduce(gradient)
+    result[method] = [dict(zip(terms, (values / world).tolist())), (gradient / world).tolist()]
+if rank == 0:
+    json.dump(result, open({out!r}, "w"))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_equal_one(tiny_folder, tmp_path):
+    """Loss and gradient of two gloo processes with half the batch each, against one with the whole."""
+    results = []
+    for world in (1, 2):
+        out = str(tmp_path / f"{world}.json")
+        code = WORKER.format(tests=os.path.dirname(__file__), folder=tiny_folder, out=out)
+        environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 400 + world)}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", code],
+                env=environment | {"RANK": str(r), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"},
+            )
+            for r in range(world)
+        ]
+        assert [p.wait(timeout=120) for p in processes] == [0] * world
+        results.append(json.load(open(out)))
+    one, two = results
+    # the batches differ in shape: in one process positives and negatives stand in another order
+    for method in one:
+        for term, value in one[method][0].items():
+            assert two[method][0][term] == pytest.approx(value, rel=1e-5, abs=1e-5), (method, term)
+        scale = np.abs(one[method][1]).max()
+        np.testing.assert_allclose(np.array(two[method][1]) / scale, np.array(one[method][1]) / scale, atol=1e-4)
+
+
+def test_one_command_for_several_processes(tiny_folder, data, tmp_path):
+    data.to_json(tmp_path / "data.jsonl")
+    config = dict(
+        model=tiny_folder,
+        dataset=str(tmp_path / "data.jsonl"),
+        method="laser",
+        output_dir=str(tmp_path / "run"),
+        **FAST,
+    )
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    # `accelerate launch` starts one process per GPU; several on the CPU need torchrun (or MPI)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    launch += ["--master_port", str(29300 + os.getpid() % 200)]
+    done = subprocess.run(
+        [*launch, "-m", "laser_lab.training", str(tmp_path / "config.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    card = json.loads((tmp_path / "run" / "final" / "run_card.json").read_text())
+    assert card["processes"] == 2 and card["steps"] == 4
+    assert np.isfinite(ll.load(tmp_path / "run" / "final", device="cpu").encode(["sea"])).all()
+
+
+@pytest.mark.parametrize("text", ["model: x", "[]"])
+def test_bad_config(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    from laser_lab.training import main
+
+    assert main([str(tmp_path / "c.yaml")]) == 2 and main([]) == 2
