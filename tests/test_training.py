@@ -334,7 +334,8 @@ model = load({folder!r})
 result = {{}}
 for method in ("basic", "gircse", "laser"):
     model.zero_grad()
-    terms = DualViewLoss(model, ll.METHODS[method].replace(distil_start=0.0, distil_warmup=0.0))(batch_of(model, mine, method))
+    row = ll.METHODS[method].replace(distil_start=0.0, distil_warmup=0.0)
+    terms = DualViewLoss(model, row)(batch_of(model, mine, method))
     sum(terms.values()).backward()
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     values = torch.stack(list(terms.values())).detach()

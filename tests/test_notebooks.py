@@ -1,0 +1,55 @@
+"""Every notebook runs from its parameters, on a tiny model, and is committed whole and clean."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from laser_lab import notebooks
+
+NOTEBOOKS = sorted(notebooks.FOLDER.glob("[0-9]*.ipynb"))
+TINY = {
+    "01_quickstart": dict(QUERIES=4),
+    "02_decode_thoughts": dict(QUERIES=4, STEPS=3),
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_with_outputs_and_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code[0].metadata.get("tags") == ["parameters"]
+    assert all(cell.execution_count for cell in code), "executed from top to bottom"
+    counts = [cell.execution_count for cell in code]
+    assert counts == sorted(counts)
+    assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
+    assert not re.search(r"/(work|root|home|tmp)/", path.read_text()), "no path of the machine it ran on"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs_with_a_tiny_preset(path, tiny_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    parameters = {"MODEL": tiny_folder, "FIGURES": str(tmp_path / "figures")} | TINY[path.stem]
+    notebooks.run(path, tmp_path / "out" / path.name, **parameters)
+    figures = {file.stem for file in (tmp_path / "figures").glob("*.png")}
+    assert figures and all((tmp_path / "figures" / "data" / f"{name}.csv").exists() for name in figures)
+    committed = {f.stem for f in (notebooks.FOLDER.parent / "figures").glob(f"{path.stem[:2]}_*.png")}
+    assert figures == committed, "the committed figures are those the notebook writes"
+
+
+def test_a_failing_notebook_leaves_the_old_one(tmp_path):
+    from papermill.exceptions import PapermillExecutionError
+
+    bad = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    nbformat.write(bad, tmp_path / "bad.ipynb")
+    before = (tmp_path / "bad.ipynb").read_bytes()
+    with pytest.raises(PapermillExecutionError):
+        notebooks.run(tmp_path / "bad.ipynb", tmp_path / "bad.ipynb")
+    assert (tmp_path / "bad.ipynb").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_unknown_names_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        notebooks.main(["nothing"])
+    assert "01_quickstart" in capsys.readouterr().err
