@@ -1,7 +1,6 @@
 """Every notebook runs from its parameters, on a tiny model, and is committed whole and clean."""
 
 import re
-from pathlib import Path
 
 import nbformat
 import pytest
