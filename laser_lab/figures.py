@@ -84,14 +84,14 @@ def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str =
         fig = _figure((width, 0.4 * sum(rows) + 0.75 * len(rows) + 0.25 * lines))
         axes = fig.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": rows})[:, 0]
         highest = float(tokens[measure].max())
-        lowest = 0.0 if measure == "probability" else min(0.0, float(tokens[measure].min()))
+        lowest = 0.0 if measure == "probability" else float(tokens[measure].min())  # cosines lie close together
         for ax, name, table in zip(axes, names, tables):
             values = table[measure].to_numpy(dtype=float)
             image = ax.imshow(values, cmap="Blues", vmin=lowest, vmax=highest, aspect="auto")
             for row, step in enumerate(table.index):
                 for column, rank in enumerate(table[measure].columns):
                     token = readable(table["token"].loc[step, rank])
-                    dark = values[row, column] > lowest + 0.55 * (highest - lowest)
+                    dark = values[row, column] > lowest + 0.65 * (highest - lowest)
                     ax.text(column, row, token, ha="center", va="center", fontsize=11 if len(token) < 10 else 9,
                             color="white" if dark else "black", parse_math=False)  # fmt: skip
             ax.set_title(name, fontsize=11, fontweight="bold", parse_math=False)

@@ -7,6 +7,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+
+torch.set_num_threads(1)  # tiny models: threads only get in each other's way
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 

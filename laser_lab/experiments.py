@@ -1,0 +1,281 @@
+"""Experiments: a grid of trainings in the controlled world into one tidy table, cached cell by cell.
+
+A cell is a full configuration. Its results lie in the cache under a hash of that configuration and of the code that
+matters, so an interrupted grid continues and a changed setting reruns only its cells. Cells run side by side, one
+thread each. ``python -m laser_lab.experiments FILE.csv`` writes the table of methods over three seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from laser_lab.backbones import atomic_folder, cache_dir
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
+from laser_lab.methods import method_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from laser_lab.retriever import LatentRetriever
+
+HOPWORLD_SETTINGS: dict[str, Any] = dict(
+    lora=dict(r=16, lora_alpha=32),
+    learning_rate=1e-3,
+    max_steps=400,
+    per_device_train_batch_size=32,
+)
+"""Training in HopWorld (METHOD 5), the same for every method."""
+
+CODE = (
+    "backbones",
+    "thinking",
+    "retriever",
+    "explicit",
+    "losses",
+    "methods",
+    "training",
+    "evaluation",
+    "data/hopworld",
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its readings."""
+
+    method: str
+    seed: int = 0
+    thinking_steps: int | None = None
+    """K in training; None: the method's own."""
+    read_steps: tuple[int, ...] = ()
+    """K at inference, all from one rollout; empty: the training K."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Over the method's row."""
+    world: dict[str, Any] = field(default_factory=dict)
+    """Over :class:`HopWorldConfig`'s defaults."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Over :data:`HOPWORLD_SETTINGS`."""
+    split: str = "test"
+
+    @property
+    def steps(self) -> int:
+        return self.thinking_steps or method_of(self.method, **self.changes).thinking_steps
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        method = method_of(self.method, **(self.changes | {"thinking_steps": self.steps}))
+        return asdict(self) | {
+            "method": method.as_dict(),
+            "read_steps": self.read_steps or (self.steps,),
+            "world": asdict(HopWorldConfig(**self.world)),
+            "settings": HOPWORLD_SETTINGS | self.settings,
+        }
+
+    @property
+    def key(self) -> str:
+        text = json.dumps([self.configuration, code_version()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Where its results lie: ``per_query.csv``, ``cell.json`` and the trained ``model``."""
+        return cache_dir() / "experiments" / self.key
+
+    @property
+    def done(self) -> bool:
+        return self.folder.exists()
+
+    def load(self) -> LatentRetriever:
+        """The retriever that the cell trained."""
+        from laser_lab.retriever import load
+
+        return load(self.folder / "model", device="cpu")
+
+    def frame(self) -> pd.DataFrame:
+        """A row per query and inference K, with the cell's settings in front."""
+        import pandas as pd
+
+        frame = pd.read_csv(self.folder / "per_query.csv", dtype={"query_id": str})
+        for at, (name, value) in enumerate(
+            {"method": self.method, "train_steps": self.steps, "seed": self.seed, **self.changes, **self.world}.items()
+        ):
+            frame.insert(at, name, value)
+        return frame
+
+
+def code_version() -> str:
+    """A hash of the source files that a cell's result depends on."""
+    digest = hashlib.sha256()
+    for name in CODE:
+        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def run_cell(cell: Cell) -> None:
+    """Train, read and record one cell, unless it is done."""
+    if cell.done:
+        return
+    import pandas as pd
+
+    from laser_lab.evaluation import score_steps
+    from laser_lab.probing.vocabulary import nearest_tokens
+    from laser_lab.retriever import load, think
+    from laser_lab.training import train
+
+    world = HopWorld(HopWorldConfig(**cell.world))
+    task, compositions = world.task(cell.split), getattr(world, cell.split)
+    cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_folder(cell.folder) as folder:
+        started = time.perf_counter()
+        model = train(
+            load(pretrained(world.config), device="cpu"),
+            world.dataset("train"),
+            method_of(cell.method, **cell.changes),
+            thinking_steps=cell.steps,
+            output_dir=folder / "run",
+            seed=cell.seed,
+            **(dict(save_strategy="no", disable_tqdm=True, logging_steps=20) | HOPWORLD_SETTINGS | cell.settings),
+        )
+        seconds = time.perf_counter() - started
+        (folder / "run" / "final").rename(folder / "model")
+        (folder / "run").rmdir()
+        longest = max(*(cell.read_steps or (cell.steps,)), cell.steps)
+        options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
+        queries = think(model, list(task.queries.values()), prompt_name="query", **options)
+        documents = think(model, list(task.corpus.values()), prompt_name="document", **options)
+        scores = score_steps(queries, documents, task)
+        scores = scores[scores["thinking_steps"].isin(cell.read_steps or (cell.steps,))]
+        # does the soft token of step k name the k-th bridge entity?
+        tokens = nearest_tokens(model, queries, top=1)
+        named = tokens.pivot(index="text", columns="step", values="token").to_numpy()
+        bridges = np.array([composition.bridges for composition in compositions], dtype=object)
+        hits = pd.DataFrame({"query_id": list(task.queries)})
+        for hop in range(min(bridges.shape[1], longest)):
+            hits[f"step{hop + 1}_names_bridge"] = (named[:, hop] == bridges[:, hop]).astype(int)
+        scores.merge(hits, on="query_id").to_csv(folder / "per_query.csv", index=False)
+        record = {"configuration": cell.configuration, "seconds": round(seconds, 1), "history": model.history}
+        (folder / "cell.json").write_text(json.dumps(record, indent=1))
+
+
+def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar: bool = True) -> pd.DataFrame:
+    """Run what is not cached and return the whole table: a row per cell, query and inference K.
+
+    Args:
+        workers: Cells at a time, each a process with one thread; default: a process per core. 0 runs them here.
+
+    Raises:
+        RuntimeError: A cell failed; those that ended are kept, and the end of its output is in the message.
+    """
+    import pandas as pd
+    from tqdm.auto import tqdm
+
+    cells = list(cells)
+    waiting = list({cell.key: cell for cell in cells if not cell.done}.values())
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    for config in {json.dumps(cell.world, sort_keys=True): HopWorldConfig(**cell.world) for cell in waiting}.values():
+        pretrained(config)  # once, before the cells need it
+    with tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="Cells", disable=not show_progress_bar) as bar:
+        if workers == 0:
+            for cell in waiting:
+                run_cell(cell)
+                bar.update()
+        else:
+            with ThreadPoolExecutor(workers) as threads:
+                futures = {threads.submit(_run_in_process, cell): cell for cell in waiting}
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                        bar.update()
+                except BaseException:
+                    threads.shutdown(wait=False, cancel_futures=True)
+                    raise
+    return pd.concat([cell.frame() for cell in cells], ignore_index=True)
+
+
+def _run_in_process(cell: Cell) -> None:
+    """One cell in a process of its own: one thread, and its memory is returned."""
+    code = "import json, sys; from laser_lab.experiments import Cell, run_cell; run_cell(Cell(**json.load(sys.stdin)))"
+    one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=json.dumps(asdict(cell)),
+        capture_output=True,
+        text=True,
+        env=os.environ | one,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{cell} failed:\n{done.stderr[-3000:]}")
+
+
+# -- statistics ----------------------------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """Mean and its 95 % percentile bootstrap interval over `values` (scipy); of one value, or equal ones, itself."""
+    from scipy.stats import bootstrap
+
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return mean, mean, mean
+    found = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(seed), n_resamples=2000)
+    return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def summarise(frame: pd.DataFrame, by: Sequence[str], measure: str = "ndcg@10") -> pd.DataFrame:
+    """Mean and 95 % bootstrap interval of `measure` per group: ``by..., measure, low, high, seeds, queries``.
+
+    Every query counts once, by its mean over seeds: seeds share their queries, so they are no further queries.
+    """
+    import pandas as pd
+
+    rows = []
+    for key, group in frame.groupby(list(by), sort=False, dropna=False):
+        per_query = group.groupby("query_id")[measure].mean()
+        rows.append([*key, *interval(per_query), group["seed"].nunique(), len(per_query)])
+    return pd.DataFrame(rows, columns=[*by, measure, "low", "high", "seeds", "queries"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The table of the trained methods in HopWorld at 3 hops, over seeds."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("file", help="CSV to write")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int)
+    options = parser.parse_args(arguments)
+    cells = [
+        Cell(method, seed, steps, read_steps=(1, 2, 3, 4, 6))
+        for method, steps in [("basic", 1), ("latent", 3), ("gircse", 3), ("gircse", 2), ("laser", 3), ("laser", 2)]
+        for seed in range(options.seeds)
+    ]
+    frame = run(cells, workers=options.workers)
+    by = ["method", "train_steps", "thinking_steps"]
+    table = summarise(frame, by)
+    bridges = [name for name in frame if name.endswith("_names_bridge")]
+    table = table.merge(frame.groupby(by, as_index=False)[bridges].mean(), on=by)
+    per_seed = frame.groupby([*by, "seed"])["ndcg@10"].mean().unstack("seed")
+    per_seed.columns = [f"seed{seed}" for seed in per_seed.columns]
+    table = table.merge(per_seed.reset_index(), on=by)
+    temporary = Path(f"{options.file}.part")
+    table.to_csv(temporary, index=False, float_format="%.4f")
+    temporary.replace(options.file)
+    print(table.round(3).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
