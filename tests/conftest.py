@@ -7,12 +7,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-
-torch.set_num_threads(1)  # tiny models: threads only get in each other's way
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from laser_lab.backbones import Backbone
+
+torch.set_num_threads(1)  # tiny models: threads only get in each other's way
 
 WORDS = (
     "why is the sky blue green sea because light scatters water and or not a very long question about rain snow".split()
