@@ -141,6 +141,8 @@ def run_cell(cell: Cell) -> None:
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     with atomic_folder(cell.folder) as folder:
         started = time.perf_counter()
+        settings = HOPWORLD_SETTINGS | cell.settings
+        quiet = dict(save_strategy="no", disable_tqdm=True, logging_steps=max(1, settings["max_steps"] // 20))
         model = train(
             load(pretrained(world.config), device="cpu"),
             world.dataset("train"),
@@ -148,7 +150,7 @@ def run_cell(cell: Cell) -> None:
             thinking_steps=cell.steps,
             output_dir=folder / "run",
             seed=cell.seed,
-            **(dict(save_strategy="no", disable_tqdm=True, logging_steps=20) | HOPWORLD_SETTINGS | cell.settings),
+            **(quiet | settings),
         )
         seconds = time.perf_counter() - started
         (folder / "run" / "final").rename(folder / "model")

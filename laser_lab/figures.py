@@ -170,6 +170,34 @@ def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | N
     return fig
 
 
+def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """A panel per method: every weighted term of its loss over the training steps, on a logarithmic axis.
+
+    Args:
+        frame: Columns ``method``, ``step``, ``term`` and ``loss``. Terms that are 0 somewhere are drawn from 1e-4 up.
+
+    Raises:
+        ValueError: The frame is empty or lacks a column.
+    """
+    _check(frame, ["method", "step", "term", "loss"])
+    groups = _methods(frame)
+    terms = list(frame["term"].unique())
+    with _style():
+        fig = _figure((3.4 * len(groups) + 0.6, 3.6))
+        axes = fig.subplots(1, len(groups), sharey=True, squeeze=False)[0]
+        for ax, (method, part) in zip(axes, groups):
+            for term, line in part.groupby("term", sort=False):
+                values, colour = line["loss"].clip(lower=1e-4), list(METHOD_COLOURS.values())[terms.index(term)]
+                ax.plot(line["step"], values, color=colour, linewidth=2, label=term)
+            ax.set_yscale("log")
+            _finish(ax, "weighted loss" if ax is axes[0] else "", method, bottom=None)
+            ax.set_xlabel("training step")
+            ax.legend(frameon=False, fontsize=9)
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", parse_math=False)
+    return fig
+
+
 def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
     """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`; the same input gives the same bytes.
 
