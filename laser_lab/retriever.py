@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -109,8 +109,14 @@ class LatentEncoder(InputModule):
         batch = self.tokenizer.pad({"input_ids": [i or blank for i in ids]}, padding=True, return_tensors="pt")
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
-    def think(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> Tensor:
-        """(B, K, D) pooled states for the (B, T) features of :meth:`preprocess`; differentiable."""
+    def think(
+        self,
+        features: dict[str, Tensor],
+        thinking_steps: int | None = None,
+        edit: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """(B, K, D) pooled states for the (B, T) features of :meth:`preprocess`; differentiable. `edit` changes soft
+        tokens (:func:`laser_lab.thinking.latent_thinking`)."""
         steps = self.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
         skipped = int(self.pooling == "generated")
         ids, mask = features["input_ids"], features["attention_mask"]
@@ -120,7 +126,7 @@ class LatentEncoder(InputModule):
                 f"{ids.shape[1]} tokens and {steps} thinking steps need more positions than the backbone's {limit}: "
                 "lower max_length or thinking_steps."
             )
-        return latent_thinking(self.backbone, ids, mask, steps + skipped)[:, skipped:]
+        return latent_thinking(self.backbone, ids, mask, steps + skipped, edit)[:, skipped:]
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
         """Adds ``states`` (B, K, D) and ``sentence_embedding`` (B, D, float32, unit length) to the features.
@@ -261,12 +267,15 @@ def think(
     prompt: str | None = None,
     batch_size: int = 32,
     show_progress_bar: bool = False,
+    edit: Callable[[int, Tensor, list[int]], Tensor] | None = None,
 ) -> Thoughts:
     """What the model thinks about each text, step by step, without gradients.
 
     Args:
         thinking_steps: K; default: the model's own.
         prompt_name: ``"query"`` to think as ``encode_query`` does; default: the bare text, as ``encode``.
+        edit: An intervention: called with k, soft token t_k (b, D) and which of `texts` these b rows are; returns
+            what is fed back instead.
 
     Returns:
         :class:`Thoughts` with (B, K, D) float32 states, in the order of `texts`.
@@ -287,7 +296,8 @@ def think(
             rows = order[start : start + batch_size]
             features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
             features = {key: value.to(model.device) for key, value in features.items()}
-            states[rows] = encoder.think(features, steps).float().cpu()
+            change = None if edit is None else lambda k, soft_token, rows=rows: edit(k, soft_token, rows)
+            states[rows] = encoder.think(features, steps, change).float().cpu()
     return Thoughts(list(texts), states)
 
 

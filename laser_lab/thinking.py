@@ -5,6 +5,7 @@ The loop knows a backbone's parts (embedding, body, soft token) and nothing of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,13 @@ from torch import Tensor
 from laser_lab.backbones import Backbone
 
 
-def latent_thinking(backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, thinking_steps: int) -> Tensor:
+def latent_thinking(
+    backbone: Backbone,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    thinking_steps: int,
+    edit: Callable[[int, Tensor], Tensor] | None = None,
+) -> Tensor:
     """Think K steps silently: feed K-1 soft tokens back, return the K states (LaSER, section 3.2; METHOD 1).
 
         h_1 = last state of f(E[ids]);   t_k = softmax(W h_k)·E;   h_{k+1} = last state of f(..., t_1, ..., t_k)
@@ -25,6 +32,7 @@ def latent_thinking(backbone: Backbone, input_ids: Tensor, attention_mask: Tenso
         input_ids: (B, T), padded on the left.
         attention_mask: (B, T), 0 for padding.
         thinking_steps: K >= 1.
+        edit: An intervention: called with k (from 1) and soft token t_k (B, D), returns what is fed back instead.
 
     Returns:
         (B, K, D) states h_1..h_K after the final norm, in the backbone's dtype.
@@ -33,7 +41,10 @@ def latent_thinking(backbone: Backbone, input_ids: Tensor, attention_mask: Tenso
     cache = backbone.new_cache() if thinking_steps > 1 else None
     states = [backbone.last_states(inputs, mask, cache)[:, -1]]
     while len(states) < thinking_steps:
-        soft_token = backbone.soft_token(states[-1])[:, None]
+        soft_token = backbone.soft_token(states[-1])
+        if edit is not None:
+            soft_token = edit(len(states), soft_token)
+        soft_token = soft_token[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         # Without a cache (gradient checkpointing) the body sees the whole sequence again.
         inputs = soft_token if cache is not None else torch.cat([inputs, soft_token], dim=1)

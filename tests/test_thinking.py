@@ -190,3 +190,16 @@ def test_unknown_scaling_is_refused():
     model.forward = odd
     with pytest.raises(ValueError, match="not reproduced here"):
         Backbone(model, backbone.tokenizer)
+
+
+def test_an_edit_acts_from_its_step_on():
+    backbone = tiny_backbone("gemma3")
+    ids, mask = batch()
+    with torch.no_grad():
+        expected = latent_thinking(backbone, ids, mask, 4)
+        same = latent_thinking(backbone, ids, mask, 4, lambda step, soft_token: soft_token)
+        other = backbone.embed(torch.full((3, 1), 7))[:, 0]
+        seen = []
+        edited = latent_thinking(backbone, ids, mask, 4, lambda k, t: (seen.append(k), other if k == 2 else t)[1])
+    assert torch.equal(same, expected) and seen == [1, 2, 3]
+    assert torch.equal(edited[:, :2], expected[:, :2]) and (edited[:, 2:] - expected[:, 2:]).abs().max() > 1e-2
