@@ -11,7 +11,7 @@ NOTEBOOKS = sorted(notebooks.FOLDER.glob("[0-9]*.ipynb"))
 TINY_WORLD = dict(entities=12, relations=2, hops=2, dev=4, test=8, layers=1, hidden_size=16, heads=2, pretrain_steps=5)
 TINY = {
     "01_quickstart": dict(QUERIES=4),
-    "02_decode_thoughts": dict(QUERIES=4, STEPS=3),
+    "02_decode_thoughts": dict(QUERIES=4, THINKING_STEPS=3),
     "03_train_laser": dict(STEPS=4, BATCH=8, READ_STEPS=[2, 3], THINKING_STEPS=2, SHOWN=1, WORLD=TINY_WORLD),
 }
 
