@@ -8,6 +8,7 @@ thread each. ``python -m laser_lab.experiments FILE.csv`` writes the table of me
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +82,8 @@ class Cell:
         method = method_of(self.method, **(self.changes | {"thinking_steps": self.steps}))
         return asdict(self) | {
             "method": method.as_dict(),
+            "thinking_steps": self.steps,
+            "changes": {},  # they are in the method
             "read_steps": self.read_steps or (self.steps,),
             "world": asdict(HopWorldConfig(**self.world)),
             "settings": HOPWORLD_SETTINGS | self.settings,
@@ -117,11 +121,18 @@ class Cell:
         return frame
 
 
+@cache
 def code_version() -> str:
-    """A hash of the source files that a cell's result depends on."""
+    """A hash of the source that a cell's result depends on. Comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
     for name in CODE:
-        digest.update((Path(__file__).parent / f"{name}.py").read_bytes())
+        tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                texts = [n for n in body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)]
+                node.body = [n for n in body if n not in texts]
+        digest.update(ast.dump(tree).encode())
     return digest.hexdigest()
 
 
@@ -238,18 +249,82 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
     return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def summarise(frame: pd.DataFrame, by: Sequence[str], measure: str = "ndcg@10") -> pd.DataFrame:
+def summarise(frame: pd.DataFrame, by: Sequence[str], measure: str = "ndcg@10", seed: int = 0) -> pd.DataFrame:
     """Mean and 95 % bootstrap interval of `measure` per group: ``by..., measure, low, high, seeds, queries``.
 
-    Every query counts once, by its mean over seeds: seeds share their queries, so they are no further queries.
+    Seeds and queries are both samples: each resample draws seeds and, independently, queries (scipy).
+
+    Raises:
+        ValueError: A group's seeds were not all read on the same queries.
     """
     import pandas as pd
+    from scipy.stats import bootstrap
 
     rows = []
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
-        per_query = group.groupby("query_id")[measure].mean()
-        rows.append([*key, *interval(per_query), group["seed"].nunique(), len(per_query)])
+        table = group.pivot_table(index="seed", columns="query_id", values=measure).to_numpy()
+        if np.isnan(table).any():
+            raise ValueError(f"{key}: the seeds were not read on the same queries")
+        seeds, queries = (np.arange(size) for size in table.shape)
+        if np.ptp(table) == 0 or table.size == 1:
+            low = high = table.mean()
+        elif min(table.shape) == 1:
+            low, high = interval(table.ravel(), seed)[1:]
+        else:
+            found = bootstrap(
+                (seeds, queries),
+                lambda s, q, table=table: table[np.ix_(s, q)].mean(),
+                vectorized=False,
+                method="percentile",
+                n_resamples=2000,
+                rng=np.random.default_rng(seed),
+            ).confidence_interval
+            low, high = found.low, found.high
+        rows.append([*key, table.mean(), low, high, *table.shape])
     return pd.DataFrame(rows, columns=[*by, measure, "low", "high", "seeds", "queries"])
+
+
+def compare(
+    frame: pd.DataFrame, against: str, by: str = "method", measure: str = "ndcg@10", seed: int = 0
+) -> pd.DataFrame:
+    """Paired tests on per-query values: every `by` minus `against`, a row each.
+
+    Per query the value is the mean over seeds; the test is scipy's permutation test of the paired differences (signs
+    flipped), two-sided, and the interval is a 95 % bootstrap of their mean. ``p_adjusted`` controls the false
+    discovery rate over the rows (Benjamini-Hochberg).
+
+    Returns:
+        ``by, against, difference, low, high, p, p_adjusted, queries``.
+
+    Raises:
+        ValueError: `against` is not there, or the queries differ.
+    """
+    import pandas as pd
+    from scipy.stats import false_discovery_control, permutation_test
+
+    table = frame.pivot_table(index="query_id", columns=by, values=measure)
+    if against not in table:
+        raise ValueError(f"no {by} {against!r}; there are {', '.join(map(str, table.columns))}")
+    if table.isna().any(axis=None):
+        raise ValueError("not every row was read on the same queries")
+    rows = []
+    for name in [name for name in frame[by].unique() if name != against]:
+        differences = (table[name] - table[against]).to_numpy()
+        p = 1.0
+        if np.ptp(differences) or differences[0]:
+            p = permutation_test(
+                (differences,),
+                lambda x, axis: x.mean(axis=axis),
+                permutation_type="samples",
+                vectorized=True,
+                n_resamples=9999,
+                batch=500,
+                rng=np.random.default_rng(seed),
+            ).pvalue
+        rows.append([name, against, *interval(differences, seed), p])
+    result = pd.DataFrame(rows, columns=[by, "against", "difference", "low", "high", "p"])
+    result["p_adjusted"] = false_discovery_control(result["p"]) if len(result) else []
+    return result.assign(queries=len(table))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

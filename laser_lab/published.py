@@ -1,0 +1,87 @@
+"""The papers' own numbers, to be read beside measured ones and never mixed with them.
+
+``published.json`` holds the tables and figures of the LaSER paper. Published and measured numbers come from other
+data, models and machines, so they never share a column.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILE = Path(__file__).with_name("published.json")
+
+
+@lru_cache
+def everything() -> dict[str, Any]:
+    """The whole file: tables 3 to 5, figures 1, 4 and 5, the training settings and the known contradictions."""
+    return json.loads(FILE.read_text(encoding="utf-8"))
+
+
+def published(name: str) -> pd.DataFrame:
+    """One published table or figure, e.g. ``"table5_ablation"``, as a tidy frame; nested values become columns.
+
+    Raises:
+        KeyError: No such table; the message lists those there are.
+    """
+    import pandas as pd
+
+    tables = {key: value for key, value in everything().items() if key.startswith(("table", "figure"))}
+    if name not in tables:
+        raise KeyError(f"no published {name!r}; there are {', '.join(tables)}")
+    table = tables[name]
+    if name == "figure5_steps":  # {"train_k3": {"1": value}} is a row per training and inference K
+        rows = [
+            {"train_steps": int(key.removeprefix("train_k")), "thinking_steps": int(k), "bright": value}
+            for key, curve in table.items()
+            if key.startswith("train_k")
+            for k, value in curve.items()
+        ]
+        return pd.DataFrame(rows)
+    return pd.json_normalize(table["points"] if isinstance(table, dict) else table, sep=" ")
+
+
+def is_approximate(name: str) -> bool:
+    """Whether the numbers were read off a plot."""
+    table = everything()[name]
+    return isinstance(table, dict) and bool(table.get("approximate"))
+
+
+def beside(measured: pd.DataFrame, name: str, on: dict[str, str]) -> pd.DataFrame:
+    """`measured` with the published table at its side, each column under ``measured`` or ``published``.
+
+    Args:
+        measured: One row per method or setting.
+        name: As for :func:`published`.
+        on: Which published row stands beside which measured one: value of the first column of `measured` to value of
+            the published table's first text column. Rows without a partner stay, with gaps.
+
+    Returns:
+        A frame with two column levels, so that no published number shares a column with a measured one.
+
+    Raises:
+        KeyError: No such table, or `on` names a row that neither side has.
+    """
+    import pandas as pd
+
+    theirs = published(name)
+    key = next(column for column in theirs if theirs[column].map(lambda value: isinstance(value, str)).all())
+    ours = measured.set_index(measured.columns[0])
+    theirs = theirs.set_index(key)
+    for side, rows in (("measured", set(on) - set(ours.index)), ("published", set(on.values()) - set(theirs.index))):
+        if rows:
+            raise KeyError(f"no {side} row {', '.join(map(repr, sorted(rows)))}")
+    chosen = theirs.reindex([on.get(row) for row in ours.index]).set_axis(ours.index)
+    chosen.insert(0, key, [on.get(row, "") for row in ours.index])
+    label = "published (read off a plot)" if is_approximate(name) else "published"
+    return pd.concat({"measured": ours, label: chosen}, axis=1)
+
+
+def contradictions(about: str = "") -> list[str]:
+    """Where the paper, its model cards and its released code disagree; `about` keeps those that mention a word."""
+    return [text for text in everything()["known_inconsistencies"] if about.lower() in text.lower()]

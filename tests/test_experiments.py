@@ -1,0 +1,127 @@
+"""Cells, their cache, and the statistics over them."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from laser_lab import experiments
+from laser_lab.experiments import Cell, compare, interval, run, summarise
+
+WORLD = dict(entities=12, relations=2, hops=2, dev=4, test=8, layers=1, hidden_size=16, heads=2, pretrain_steps=5)
+SETTINGS = dict(max_steps=2, per_device_train_batch_size=4)
+
+
+def cell(**changes):
+    return Cell(
+        **(dict(method="laser", thinking_steps=2, read_steps=(1, 2, 3), world=WORLD, settings=SETTINGS) | changes)
+    )
+
+
+def table(values, methods=("a", "b")):
+    """(method, seed, query) array to a frame."""
+    return pd.DataFrame(
+        dict(method=m, seed=s, query_id=f"q{q}", **{"ndcg@10": values[i, s, q]})
+        for i, m in enumerate(methods)
+        for s in range(values.shape[1])
+        for q in range(values.shape[2])
+    )
+
+
+def test_the_key_is_the_whole_configuration():
+    keys = {
+        one.key
+        for one in (
+            cell(),
+            cell(seed=1),
+            cell(method="latent"),
+            cell(thinking_steps=3),
+            cell(read_steps=(2,)),
+            cell(changes={"output": 1.0}),
+            cell(world=WORLD | {"seed": 1}),
+            cell(settings=SETTINGS | {"learning_rate": 1e-4}),
+            cell(split="dev"),
+        )
+    }
+    assert len(keys) == 9
+    assert cell().key == cell().key
+    assert Cell("laser").key == Cell("laser", thinking_steps=3).key, "the method's own K is no other configuration"
+
+
+def test_code_counts_and_comments_do_not(monkeypatch, tmp_path):
+    package = tmp_path / "laser_lab"
+    package.mkdir()
+    monkeypatch.setattr(experiments, "__file__", str(package / "experiments.py"))
+    monkeypatch.setattr(experiments, "CODE", ("one",))
+
+    def hashed(text):
+        (package / "one.py").write_text(text)
+        experiments.code_version.cache_clear()
+        return experiments.code_version()
+
+    first = hashed('"""Says this."""\ndef f():\n    """And this."""\n    return 1\n')
+    same = hashed('"""Says that."""\n# why\ndef f():\n    return  1\n')
+    other = hashed('"""Says this."""\ndef f():\n    """And this."""\n    return 2\n')
+    experiments.code_version.cache_clear()
+    assert first == same != other
+
+
+def test_a_grid_is_cached_continues_and_is_the_same_in_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
+    cells = [cell(), cell(method="latent"), cell()]
+    frame = run(cells, workers=0, show_progress_bar=False)
+    assert len(frame) == 3 * 8 * 3 and set(frame["method"]) == {"laser", "latent"}
+    record = json.loads((cells[0].folder / "cell.json").read_text())
+    assert record["configuration"]["method"]["output"] == 10 and record["history"]
+    stamp = (cells[0].folder / "per_query.csv").stat().st_mtime_ns
+    again = run([*cells, cell(seed=1)], workers=0, show_progress_bar=False)
+    assert (cells[0].folder / "per_query.csv").stat().st_mtime_ns == stamp, "a cached cell does not run again"
+    assert len(again) == 4 * 8 * 3
+    assert cells[0].load().encoder.thinking_steps == 2
+    # a process of its own gives the same numbers
+    (cells[0].folder / "per_query.csv").rename(tmp_path / "kept.csv")
+    (cells[0].folder).rename(tmp_path / "aside")
+    run([cell()], workers=1, show_progress_bar=False)
+    pd.testing.assert_frame_equal(pd.read_csv(cells[0].folder / "per_query.csv"), pd.read_csv(tmp_path / "kept.csv"))
+
+
+def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
+    good, bad = cell(), cell(settings=SETTINGS | {"no_such_setting": 1})
+    with pytest.raises(RuntimeError, match="no_such_setting"):
+        run([good, bad], workers=1, show_progress_bar=False)
+    assert good.done and not bad.done
+
+
+def test_intervals_hold_the_mean_and_narrow():
+    rng = np.random.default_rng(0)
+    for size in (5, 500):
+        mean, low, high = interval(rng.random(size))
+        assert low < mean < high
+    assert high - low < 0.1
+    assert interval([0.5]) == interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+
+
+def test_summaries_count_seeds_and_queries():
+    rng = np.random.default_rng(0)
+    within = rng.random((1, 3, 50))
+    apart = within + np.array([-0.3, 0, 0.3])[None, :, None]  # the seeds disagree
+    one, other = (summarise(table(values, ["a"]), ["method"]).iloc[0] for values in (within, apart))
+    assert (one.seeds, one.queries) == (3, 50)
+    assert one["ndcg@10"] == pytest.approx(within.mean())
+    assert other.high - other.low > 2 * (one.high - one.low), "seeds that disagree widen the interval"
+    with pytest.raises(ValueError, match="same queries"):
+        summarise(table(within, ["a"]).iloc[1:], ["method"])
+
+
+def test_compare_finds_a_shift_and_not_noise():
+    rng = np.random.default_rng(0)
+    values = rng.random((3, 2, 80))
+    values[1] = values[0] + 0.05 + 0.1 * rng.standard_normal((2, 80))
+    found = compare(table(values, ["a", "b", "c"]), against="a").set_index("method")
+    assert found.loc["b", "p_adjusted"] < 0.01 and found.loc["b", "low"] > 0
+    assert found.loc["c", "p"] > 0.05 and found.loc["c", "low"] < 0 < found.loc["c", "high"]
+    assert compare(table(np.ones((2, 1, 9))), against="a")["p"].tolist() == [1.0]
+    with pytest.raises(ValueError, match="there are a, b"):
+        compare(table(values[:2]), against="z")
