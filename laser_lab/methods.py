@@ -41,10 +41,13 @@ class Method:
     distil_start: float = 0.0
     """Share of the steps before λ2 and λ3 act at all."""
     distil_warmup: float = 0.0
-    """Share of the steps over which they then rise linearly from 0.
+    """Share of the steps over which they then rise linearly from 0."""
+    distil_documents: bool = False
+    """Whether λ2 and λ3 also move the documents, or the query's thoughts alone.
 
-    The paper gives no schedule. Without one, λ2=10 drags the student and the documents towards a teacher that has not
-    learned yet: on HopWorld nDCG@10 falls from 0.98 to 0.67 or less, and so does the explicit view."""
+    The paper prints no schedule and does not say which. On HopWorld λ2=10 trains without diverging only with both
+    choices made here: without the schedule, and more so with moving documents, it drags the documents towards a
+    teacher that has not learned yet, and the explicit view with them."""
     teacher_first: float = 0.0
     """Share of the steps in which the explicit view alone is trained. Its frozen copy is then the teacher."""
 

@@ -53,7 +53,7 @@ class DualViewLoss(nn.Module):
 
     Takes the features of :class:`Collator`: the queries, the documents and, where the method needs it, the explicit
     view. Returns every weighted term by name; the trainer sums and logs them. The targets of the distillation carry
-    no gradient; both views are trained.
+    no gradient, nor do its documents unless the method says so; both views are trained by their contrastive terms.
     """
 
     def __init__(self, model: nn.Module, method: Method) -> None:
@@ -118,12 +118,13 @@ class DualViewLoss(nn.Module):
                     teacher = self.teacher(view)
                     own = self.teacher(dict(bare), thinking_steps=steps)["sentence_embedding"]
                     teacher_vectors = gather(own)
+            fixed = vectors if method.distil_documents else vectors.detach()
             if latent is not None and method.output:
                 student, target = latent["sentence_embedding"], teacher["sentence_embedding"]
-                loss = self.output(student, target, vectors, teacher_vectors)
+                loss = self.output(student, target, fixed, teacher_vectors)
                 terms["output"] = self.distil_share * method.output * loss
             if latent is not None and method.process:
-                loss = self.process(latent["states"], teacher["states"], vectors, teacher_vectors)
+                loss = self.process(latent["states"], teacher["states"], fixed, teacher_vectors)
                 terms["process"] = self.distil_share * method.process * loss
         return terms
 

@@ -280,9 +280,10 @@ def test_false_negatives_in_a_batch_change_nothing(tiny_folder):
     torch.testing.assert_close(shared, -logits.log_softmax(-1)[:, 0].mean(), atol=1e-3, rtol=1e-4)
 
 
-def test_teacher_gets_no_gradient_from_the_distillation(tiny_folder, data):
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_distillation_moves_no_teacher_and_documents_only_if_asked(tiny_folder, data, moved):
     model = load(tiny_folder)
-    only = ll.Method(thinking_steps=2, contrastive=0.0, output=1.0, process=1.0)
+    only = ll.Method(thinking_steps=2, contrastive=0.0, output=1.0, process=1.0, distil_documents=moved)
     features_ = batch_of(model, data, "laser")
     features_[2]["segment_ends"] = features_[2]["segment_ends"][:, :2]
     seen = {}
@@ -290,16 +291,17 @@ def test_teacher_gets_no_gradient_from_the_distillation(tiny_folder, data):
 
     def keep(features, **kwargs):
         out = forward(features, **kwargs)
-        if "segment_ends" in features:
-            for name in ("states", "sentence_embedding"):
-                out[name].retain_grad()
-                seen[name] = out[name]
+        view = "explicit" if "segment_ends" in features else ("document", "latent")["document" in seen]
+        for name in ("states", "sentence_embedding"):
+            out[name].retain_grad()
+            seen.setdefault(view, {})[name] = out[name]
         return out
 
     model.encoder.forward = keep
     terms = DualViewLoss(model, only)(features_)
     sum(terms.values()).backward()
-    assert seen and all(value.grad is None for value in seen.values())
+    grads = {view: [value.grad is not None for value in values.values()] for view, values in seen.items()}
+    assert grads == {"explicit": [False] * 2, "document": [moved] * 2, "latent": [True] * 2}
 
 
 def test_distillation_weights_rise():
