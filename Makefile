@@ -1,12 +1,13 @@
 # Two commands on a fresh machine: `make figures` and `make test`. Both set up the environment first.
 PYTHON ?= python3
 VENV   ?= .venv
+PRESET ?= default
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: figures test lab lint slow clean
 figures: $(VENV)/.ready
-	$(BIN)/python -m laser_lab.notebooks
+	$(BIN)/python -m laser_lab.notebooks --preset $(PRESET)
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Every notebook runs from its parameters, on a tiny model, and is committed whole and clean."""
 
+import json
 import re
 
 import nbformat
@@ -40,6 +41,43 @@ def test_runs_with_a_tiny_preset(path, tiny_folder, tmp_path, monkeypatch):
     assert figures and all((tmp_path / "figures" / "data" / f"{name}.csv").exists() for name in figures)
     committed = {f.stem for f in (notebooks.FOLDER.parent / "figures").glob(f"{path.stem[:2]}_*.png")}
     assert figures == committed, "the committed figures are those the notebook writes"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_figures_are_those_of_the_notebook_as_it_stands(path):
+    """Fails when a notebook was edited and not rerun, or a figure or its data was changed by anything else."""
+    entry = json.loads(notebooks.MANIFEST.read_text())[path.stem]
+    assert entry["configuration"] == notebooks.configuration(path), f"rerun: python -m laser_lab.notebooks {path.stem}"
+    files = {f.relative_to(notebooks.FIGURES).as_posix(): notebooks.digest(f) for f in notebooks.written_by(path)}
+    assert files == entry["files"]
+    assert entry["preset"] in notebooks.PRESETS
+
+
+def test_every_numbered_figure_has_its_notebook():
+    written = {file for path in NOTEBOOKS for file in notebooks.written_by(path)}
+    assert {file for file in notebooks.FIGURES.rglob("[0-9][0-9]_*") if file.is_file()} == written
+
+
+def test_presets_fill_only_what_a_notebook_has(tmp_path):
+    cells = [nbformat.v4.new_code_cell("SEEDS = [0]\nOTHER = 1", metadata={"tags": ["parameters"]})]
+    cells.append(nbformat.v4.new_code_cell("print(SEEDS, OTHER)"))
+    file = tmp_path / "a.ipynb"
+    nbformat.write(
+        nbformat.v4.new_notebook(
+            cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        ),
+        file,
+    )
+
+    def printed(**parameters):
+        notebooks.run(file, file, **parameters)
+        return nbformat.read(file, as_version=4).cells[-1].outputs[0]["text"].strip()
+
+    before = notebooks.configuration(file)
+    assert printed(SEEDS=[0, 1], HOPS=[2]) == "[0, 1] 1"
+    assert notebooks.configuration(file) != before
+    assert printed() == "[0] 1", "what another preset injected is gone"
+    assert notebooks.configuration(file) == before
 
 
 def test_a_failing_notebook_leaves_the_old_one(tmp_path):
