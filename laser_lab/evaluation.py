@@ -101,14 +101,21 @@ def rank(
     return pd.DataFrame(rows, columns=["query_id", "query", "rank", "doc_id", "document", "score", "relevant"])
 
 
-def score_steps(queries: Thoughts, documents: Thoughts, task: RetrievalTask) -> pd.DataFrame:
+def score_steps(
+    queries: Thoughts, documents: Thoughts, task: RetrievalTask, document_steps: int | None = None
+) -> pd.DataFrame:
     """Per-query measures for every K from one rollout each: a frame as :func:`evaluate`'s with a ``thinking_steps``
-    column. The states of K=8 contain those of K=1..8, so the sweep costs one encoding (for pooling ``"all"``)."""
+    column. The states of K=8 contain those of K=1..8, so the sweep costs one encoding (for pooling ``"all"``).
+
+    Args:
+        document_steps: K of the documents whatever the queries' K: an index that stays as it is. Default: the same K.
+    """
     import pandas as pd
 
     frames = []
     for step in range(1, queries.thinking_steps + 1):
-        frame = score(queries.embeddings_at(step).numpy(), documents.embeddings_at(step).numpy(), task, per_query=True)
+        index = documents.embeddings_at(document_steps or step).numpy()
+        frame = score(queries.embeddings_at(step).numpy(), index, task, per_query=True)
         frames.append(frame.assign(thinking_steps=step))
     return pd.concat(frames, ignore_index=True)
 

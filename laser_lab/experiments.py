@@ -41,6 +41,8 @@ HOPWORLD_SETTINGS: dict[str, Any] = dict(
 )
 """Training in HopWorld (METHOD 5), the same for every method."""
 
+READ_STEPS = 8
+
 CODE = (
     "backbones",
     "thinking",
@@ -56,14 +58,16 @@ CODE = (
 
 @dataclass(frozen=True)
 class Cell:
-    """One training and its readings."""
+    """One training, read at every K from 1 to :data:`READ_STEPS` from one rollout.
+
+    Only the queries think longer or shorter than in training: the documents are an index that stays.
+    ``ndcg@10_same_k`` is the reading in which they think as long as the queries.
+    """
 
     method: str
     seed: int = 0
     thinking_steps: int | None = None
     """K in training; None: the method's own."""
-    read_steps: tuple[int, ...] = ()
-    """K at inference, all from one rollout; empty: the training K."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Over the method's row."""
     world: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +88,6 @@ class Cell:
             "method": method.as_dict(),
             "thinking_steps": self.steps,
             "changes": {},  # they are in the method
-            "read_steps": self.read_steps or (self.steps,),
             "world": asdict(HopWorldConfig(**self.world)),
             "settings": HOPWORLD_SETTINGS | self.settings,
         }
@@ -166,12 +169,12 @@ def run_cell(cell: Cell) -> None:
         seconds = time.perf_counter() - started
         (folder / "run" / "final").rename(folder / "model")
         (folder / "run").rmdir()
-        longest = max(*(cell.read_steps or (cell.steps,)), cell.steps)
+        longest = max(READ_STEPS, cell.steps)
         options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
         queries = think(model, list(task.queries.values()), prompt_name="query", **options)
         documents = think(model, list(task.corpus.values()), prompt_name="document", **options)
-        scores = score_steps(queries, documents, task)
-        scores = scores[scores["thinking_steps"].isin(cell.read_steps or (cell.steps,))]
+        scores = score_steps(queries, documents, task, cell.steps)
+        scores["ndcg@10_same_k"] = score_steps(queries, documents, task)["ndcg@10"]
         # does the soft token of step k name the k-th bridge entity?
         tokens = nearest_tokens(model, queries, top=1)
         named = tokens.pivot(index="text", columns="step", values="token").to_numpy()
@@ -335,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int)
     options = parser.parse_args(arguments)
     cells = [
-        Cell(method, seed, steps, read_steps=(1, 2, 3, 4, 6))
+        Cell(method, seed, steps)
         for method, steps in [("basic", 1), ("latent", 3), ("gircse", 3), ("gircse", 2), ("laser", 3), ("laser", 2)]
         for seed in range(options.seeds)
     ]

@@ -64,6 +64,16 @@ def test_one_rollout_scores_every_k(setting):
         np.testing.assert_allclose(both["ndcg@10"], both["ndcg@10_alone"], atol=1e-9)
 
 
+def test_an_index_can_stay_while_queries_think_longer(setting):
+    model, task = setting
+    queries = ll.think(model, list(task.queries.values()), thinking_steps=4)
+    documents = ll.think(model, list(task.corpus.values()), thinking_steps=4)
+    swept = score_steps(queries, documents, task, document_steps=2)
+    for steps in (2, 4):
+        alone = score(queries.embeddings_at(steps).numpy(), documents.embeddings_at(2).numpy(), task, per_query=True)
+        assert swept[swept.thinking_steps == steps]["mrr"].tolist() == alone["mrr"].tolist()
+
+
 def test_random_embeddings_are_near_chance():
     rng = np.random.default_rng(0)
     unit = lambda n: (x := rng.normal(size=(n, 64)).astype("float32")) / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731

@@ -15,7 +15,7 @@ SETTINGS = dict(max_steps=2, per_device_train_batch_size=4)
 
 def cell(**changes):
     return Cell(
-        **(dict(method="laser", thinking_steps=2, read_steps=(1, 2, 3), world=WORLD, settings=SETTINGS) | changes)
+        **(dict(method="laser", thinking_steps=2, world=WORLD, settings=SETTINGS) | changes)
     )
 
 
@@ -37,14 +37,13 @@ def test_the_key_is_the_whole_configuration():
             cell(seed=1),
             cell(method="latent"),
             cell(thinking_steps=3),
-            cell(read_steps=(2,)),
             cell(changes={"output": 1.0}),
             cell(world=WORLD | {"seed": 1}),
             cell(settings=SETTINGS | {"learning_rate": 1e-4}),
             cell(split="dev"),
         )
     }
-    assert len(keys) == 9
+    assert len(keys) == 8
     assert cell().key == cell().key
     assert Cell("laser").key == Cell("laser", thinking_steps=3).key, "the method's own K is no other configuration"
 
@@ -71,13 +70,13 @@ def test_a_grid_is_cached_continues_and_is_the_same_in_processes(tmp_path, monke
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
     cells = [cell(), cell(method="latent"), cell()]
     frame = run(cells, workers=0, show_progress_bar=False)
-    assert len(frame) == 3 * 8 * 3 and set(frame["method"]) == {"laser", "latent"}
+    assert len(frame) == 3 * 8 * 8 and set(frame["method"]) == {"laser", "latent"}
     record = json.loads((cells[0].folder / "cell.json").read_text())
     assert record["configuration"]["method"]["output"] == 10 and record["history"]
     stamp = (cells[0].folder / "per_query.csv").stat().st_mtime_ns
     again = run([*cells, cell(seed=1)], workers=0, show_progress_bar=False)
     assert (cells[0].folder / "per_query.csv").stat().st_mtime_ns == stamp, "a cached cell does not run again"
-    assert len(again) == 4 * 8 * 3
+    assert len(again) == 4 * 8 * 8
     assert cells[0].load().encoder.thinking_steps == 2
     # a process of its own gives the same numbers
     (cells[0].folder / "per_query.csv").rename(tmp_path / "kept.csv")

@@ -45,7 +45,7 @@ GRAMMAR = ["of", "?", "think", "then", "is"]
 
 MAX_ENTITIES = 100_000
 MAX_COMPOSITIONS = 1_000_000
-RECIPE = 2
+RECIPE = 3
 """Part of the cache key: raise it when the same configuration would give another model."""
 
 
@@ -379,11 +379,8 @@ def pretrain(config: HopWorldConfig, folder: str | Path) -> float:
         steps = trange(config.pretrain_steps, desc="Pretraining HopWorld (once)", unit="step", mininterval=1)
         for step in steps:
             ids = table[torch.multinomial(weights, config.pretrain_batch, replacement=True, generator=generator)]
-            # Padded on the right, behind everything that is predicted, so that no mask is needed.
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
-            )
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -416,9 +413,14 @@ def pretraining_texts(world: HopWorld) -> tuple[list[str], list[str], list[str]]
 
 
 def _table(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """(texts, T) token ids, each text closed by eos and padded on the right."""
-    texts = [f"{text} {tokenizer.eos_token}" for text in texts]
-    return tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+    """(texts, T) token ids, each text closed by eos, four times and then up to the width of the longest.
+
+    What is said stays said: a model that thinks past the end of a text goes on saying eos. Trained on one eos alone it
+    would be asked, in every document's later thoughts, about a place it has never seen.
+    """
+    texts = [text + 4 * f" {tokenizer.eos_token}" for text in texts]
+    encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
+    return encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, tokenizer.eos_token_id)
 
 
 @torch.inference_mode()
