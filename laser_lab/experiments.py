@@ -12,6 +12,7 @@ import ast
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
 
 HOPWORLD_SETTINGS: dict[str, Any] = dict(
     lora=dict(r=16, lora_alpha=32),
-    learning_rate=1e-3,
+    learning_rate=1.5e-3,
     max_steps=400,
     per_device_train_batch_size=32,
 )
-"""Training in HopWorld (METHOD 5), the same for every method."""
+"""Training in HopWorld, the same for every method. The learning rate is the best of 1e-3, 1.5e-3 and 2e-3 on dev."""
 
 READ_STEPS = 8
 
@@ -49,7 +50,6 @@ CODE = (
     "retriever",
     "explicit",
     "losses",
-    "methods",
     "training",
     "evaluation",
     "data/hopworld",
@@ -126,7 +126,8 @@ class Cell:
 
 @cache
 def code_version() -> str:
-    """A hash of the source that a cell's result depends on. Comments, docstrings and layout do not count."""
+    """A hash of the source that a cell's result depends on; comments, docstrings and layout do not count, and the
+    method's row is in the configuration."""
     digest = hashlib.sha256()
     for name in CODE:
         tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
@@ -168,7 +169,7 @@ def run_cell(cell: Cell) -> None:
         )
         seconds = time.perf_counter() - started
         (folder / "run" / "final").rename(folder / "model")
-        (folder / "run").rmdir()
+        shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
         longest = max(READ_STEPS, cell.steps)
         options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
         queries = think(model, list(task.queries.values()), prompt_name="query", **options)

@@ -53,6 +53,9 @@ NAMES = {
     "map": "MAP",
     "mrr": "MRR",
     "thinking_steps": "thinking steps K",
+    "train_steps": "K in training",
+    "milliseconds": "milliseconds per query",
+    "hops": "hops:",
     "step": "thinking step k",
     "probability": "probability",
     "cosine": "cosine similarity",
@@ -120,33 +123,116 @@ def metric_by_steps(
     measure: str = "ndcg@10",
     *,
     x: str = "thinking_steps",
+    group: str = "method",
+    panel: str | None = None,
     title: str | None = None,
     log: bool = False,
 ) -> Figure:
-    """A line per method over thinking steps, with its interval as a band. The method ``random`` is dashed.
+    """A line per `group` over `x`, with its interval as a band. The method ``random`` is dashed.
 
     Args:
-        frame: Columns `x`, `measure`, ``low``, ``high`` (the ends of the interval) and, for several lines, ``method``.
+        frame: Columns `x`, `measure`, ``low``, ``high`` (the ends of the interval) and, for several lines, `group`;
+            for a panel each, `panel`.
         log: Logarithmic vertical axis.
 
     Raises:
         ValueError: The frame is empty or lacks a column.
     """
-    _check(frame, [x, measure, "low", "high"])
+    _check(frame, [x, measure, "low", "high"] + ([panel] if panel else []))
+    panels = list(frame.groupby(panel, sort=False)) if panel else [(None, frame)]
+    names = list(frame[group].unique()) if group in frame else [None]
     with _style():
-        fig = _figure((6.4, 4.0))
+        fig = _figure((6.4, 4.0) if len(panels) == 1 else (3.6 * len(panels) + 0.8, 4.0))
+        axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for ax, (shown, part) in zip(axes, panels):
+            for at, name in enumerate(names):
+                line = part if name is None else part[part[group] == name]
+                line = line.sort_values(x)
+                colour = METHOD_COLOURS.get(name, GROUP_COLOURS[at % len(GROUP_COLOURS)])
+                style = {"linestyle": "--"} if name == "random" else {"marker": "o", "markersize": 6}
+                ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
+                ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **style)
+            ax.set_xticks(sorted(part[x].unique()))
+            ax.set_xlabel(_name(x))
+            ax.set_yscale("log" if log else "linear")
+            label = _name(measure) if ax is axes[0] else ""
+            _finish(ax, label, title if panel is None else f"{_name(panel)} {shown}", bottom=None if log else 0)
+        if group in frame:
+            heading = None if group == "method" else _name(group)
+            axes[0].legend(frameon=False, ncols=2, title=heading, fontsize=10)
+        if title and panel:
+            fig.suptitle(title, x=0.01, ha="left", parse_math=False)
+    return fig
+
+
+def frontier(
+    frame: pd.DataFrame, measure: str = "ndcg@10", *, x: str = "milliseconds", title: str | None = None
+) -> Figure:
+    """Quality against cost, a point per system with its interval; the Pareto front (no other is both cheaper and
+    better) as a line.
+
+    Args:
+        frame: Columns ``label``, ``method`` (for the colour), `x` (on a logarithmic axis), `measure`, ``low``, ``high``
+            and ``pareto`` (True on the front).
+
+    Raises:
+        ValueError: The frame is empty or lacks a column.
+    """
+    _check(frame, ["label", "method", x, measure, "low", "high", "pareto"])
+    with _style():
+        fig = _figure((7.2, 4.6))
         ax = fig.subplots()
-        for method, line in _methods(frame):
-            line, colour = line.sort_values(x), METHOD_COLOURS.get(method, METHOD_COLOURS["laser"])
-            style = {"linestyle": "--"} if method == "random" else {"marker": "o", "markersize": 6}
-            ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=0.2, linewidth=0)
-            ax.plot(line[x], line[measure], color=colour, linewidth=2, label=method, **style)
-        ax.set_xticks(sorted(frame[x].unique()))
+        front = frame[frame["pareto"]].sort_values(x)
+        ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
+        for _, row in frame.iterrows():
+            colour = METHOD_COLOURS.get(row["method"], GROUP_COLOURS[0])
+            whisker = [[row[measure] - row["low"]], [row["high"] - row[measure]]]
+            ax.errorbar(row[x], row[measure], yerr=whisker, color=colour, marker="o", markersize=8, capsize=4)
+            place = dict(xytext=(9, -4), textcoords="offset points")
+            ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=colour, parse_math=False, **place)
+        ax.set_xscale("log")
+        ax.margins(x=0.15)
         ax.set_xlabel(_name(x))
-        ax.set_yscale("log" if log else "linear")
-        _finish(ax, _name(measure), title, bottom=None if log else 0)
-        if "method" in frame:
-            ax.legend(frameon=False, ncols=2)
+        _finish(ax, _name(measure), title, bottom=0)
+        ax.legend(frameon=False, loc="lower right")
+    return fig
+
+
+def trajectories(frame: pd.DataFrame, *, colour: str, panel: str, title: str | None = None) -> Figure:
+    """Thoughts as points in two dimensions, a line per text from step to step, larger with every step.
+
+    Args:
+        frame: Columns ``x``, ``y``, ``text`` (which line), ``step``, `colour` (its group) and `panel`. Rows whose
+            ``step`` is 0 are documents: grey crosses.
+
+    Raises:
+        ValueError: The frame is empty or lacks a column.
+    """
+    _check(frame, ["x", "y", "text", "step", colour, panel])
+    panels = list(frame.groupby(panel, sort=False))
+    thoughts = frame[frame["step"] > 0]
+    names = sorted(thoughts[colour].unique(), key=str)
+    with _style():
+        fig = _figure((4.6 * len(panels) + 1.4, 4.6))
+        axes = fig.subplots(1, len(panels), squeeze=False)[0]
+        for ax, (shown, part) in zip(axes, panels):
+            documents = part[part["step"] == 0]
+            ax.scatter(documents["x"], documents["y"], marker="x", color="#949494", s=18, label="documents")
+            part = part[part["step"] > 0]
+            for _, line in part.sort_values("step").groupby("text"):
+                ax.plot(line["x"], line["y"], color="#bbbbbb", linewidth=0.5, alpha=0.5, zorder=0)
+            for at, name in enumerate(names):
+                points = part[part[colour] == name]
+                fill = GROUP_COLOURS[at % len(GROUP_COLOURS)]
+                ax.scatter(points["x"], points["y"], s=6 + 7 * points["step"], color=fill, alpha=0.7, linewidth=0,
+                           label=str(name))  # fmt: skip
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.set_title(str(shown), parse_math=False)
+        handles = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
+        fig.legend(handles.values(), handles.keys(), loc="outside right center", frameon=False, title=_name(colour))
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", parse_math=False)
     return fig
 
 

@@ -14,9 +14,7 @@ SETTINGS = dict(max_steps=2, per_device_train_batch_size=4)
 
 
 def cell(**changes):
-    return Cell(
-        **(dict(method="laser", thinking_steps=2, world=WORLD, settings=SETTINGS) | changes)
-    )
+    return Cell(**(dict(method="laser", thinking_steps=2, world=WORLD, settings=SETTINGS) | changes))
 
 
 def table(values, methods=("a", "b")):

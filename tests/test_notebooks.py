@@ -10,10 +10,17 @@ from laser_lab import notebooks
 
 NOTEBOOKS = sorted(notebooks.FOLDER.glob("[0-9]*.ipynb"))
 TINY_WORLD = dict(entities=12, relations=2, hops=2, dev=4, test=8, layers=1, hidden_size=16, heads=2, pretrain_steps=5)
+TINY_GRID = dict(SEEDS=[0], STEPS=2, BATCH=8, WORLD=TINY_WORLD)
 TINY = {
     "01_quickstart": dict(QUERIES=4),
     "02_decode_thoughts": dict(QUERIES=4, THINKING_STEPS=3),
-    "03_train_laser": dict(STEPS=4, BATCH=8, READ_STEPS=[2, 3], THINKING_STEPS=2, SHOWN=1, WORLD=TINY_WORLD),
+    "03_train_laser": dict(STEPS=4, BATCH=8, THINKING_STEPS=2, SHOWN=1, WORLD=TINY_WORLD),
+    "04_ablate_k": TINY_GRID | dict(TRAIN_STEPS=[1, 2], HOPS=[2]),
+    "05_ablate_losses": TINY_GRID | dict(THINKING_STEPS=2),
+    "07_rewrite_gain": TINY_GRID | dict(THINKING_STEPS=2),
+    "08_scale": TINY_GRID | dict(THINKING_STEPS=2, SIZES=[[1, 16]], VERBOSITY=[1, 2], METHODS=["basic", "laser"]),
+    "09_latent_vocabulary": TINY_GRID | dict(THINKING_STEPS=2, METHODS=["laser", "gircse"]),
+    "10_latent_geometry": TINY_GRID | dict(THINKING_STEPS=2, SHOWN=6),
 }
 
 
