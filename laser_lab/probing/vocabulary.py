@@ -1,7 +1,8 @@
-"""What a thought says: its nearest tokens in the vocabulary."""
+"""What a thought says: its nearest tokens in the vocabulary, at every layer, and its mass on the gold reasoning."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,8 @@ from laser_lab.thinking import Thoughts
 if TYPE_CHECKING:
     import pandas as pd
     from sentence_transformers import SentenceTransformer
+
+    from laser_lab.probing.tracing import LayerThoughts
 
 
 def nearest_tokens(
@@ -56,6 +59,101 @@ def nearest_tokens(
                 for rank in range(top)
             ]
     return pd.DataFrame(rows, columns=["text", "query", "step", "rank", "token_id", "token", measure])
+
+
+def logit_lens(model: SentenceTransformer, traced: LayerThoughts, top: int = 5) -> pd.DataFrame:
+    """What each layer would say at each step: softmax(W norm(x)) of the residual stream x behind it (nostalgebraist,
+    2020). The last layer says what :func:`nearest_tokens` reads from the state itself.
+
+    Args:
+        traced: Of :func:`laser_lab.probing.tracing.think_layers`.
+
+    Returns:
+        A tidy frame, one row per (text, step, layer, rank): as :func:`nearest_tokens`, and ``layer`` (0: what enters
+        the first).
+
+    Raises:
+        ValueError: `top` is out of range, or the backbone's final norm cannot be found.
+    """
+    import pandas as pd
+
+    from laser_lab.probing.tracing import final_norm
+
+    backbone = model[0].backbone
+    norm, table = final_norm(backbone), backbone.embedding_table
+    if not 1 <= top <= len(table):
+        raise ValueError(f"top must be from 1 to the vocabulary size {len(table)}, got {top}")
+    rows = []
+    for index, text in enumerate(traced.thoughts.texts):
+        for step, stream in enumerate(traced.layers[index]):
+            with torch.inference_mode():
+                probabilities = backbone.logits(norm(stream.to(table))).softmax(-1)
+                values, ids = (x.tolist() for x in probabilities.topk(top))
+            for layer, (said, weights) in enumerate(zip(ids, values)):
+                tokens = decode_tokens(backbone.tokenizer, said)
+                rows += [
+                    (index, text, step + 1, layer, rank, *found)
+                    for rank, found in enumerate(zip(said, tokens, weights), 1)
+                ]
+    columns = ["text", "query", "step", "layer", "rank", "token_id", "token", "probability"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def reasoning_mass(
+    model: SentenceTransformer, thoughts: Thoughts, reasonings: Sequence[str | Sequence[str]]
+) -> pd.DataFrame:
+    """Do thoughts say what the gold reasoning says? For real language, where no single right token is known: the
+    probability that softmax(W h_k) gives to all tokens of the text's reasoning together.
+
+    Tokens of the text itself do not count, for repeating the question is no reasoning. Common words get some mass
+    whatever is thought, so it stands beside the mass on the tokens of the *other* texts' reasoning.
+
+    Args:
+        reasonings: A reasoning text, or its segments, per text.
+
+    Returns:
+        A row per text and step: ``text``, ``query``, ``step``, ``own`` (mass on its own reasoning), ``others`` (mean
+        over the other texts' reasonings; NaN if there are none) and ``difference`` (own - others).
+
+    Raises:
+        ValueError: Not a reasoning per text.
+    """
+    import pandas as pd
+
+    if len(reasonings) != len(thoughts):
+        raise ValueError(f"{len(reasonings)} reasonings for {len(thoughts)} texts")
+    backbone = model[0].backbone
+    asked = [_token_ids(backbone.tokenizer, text) for text in thoughts.texts]
+    given = [_token_ids(backbone.tokenizer, *([r] if isinstance(r, str) else r)) for r in reasonings]
+    union = sorted(set().union(*given)) if given else []
+    place = {token: i for i, token in enumerate(union)}
+    member = torch.zeros(len(union), len(given))  # which token is in whose reasoning
+    for column, ids in enumerate(given):
+        member[[place[i] for i in ids], column] = 1
+    rows = []
+    for index, text in enumerate(thoughts.texts):
+        with torch.inference_mode():
+            states = thoughts.states[index].to(backbone.embedding_table)
+            probabilities = backbone.logits(states).softmax(-1).cpu()[:, union]
+        probabilities[:, [place[i] for i in asked[index] if i in place]] = 0
+        masses = probabilities @ member  # (K, texts)
+        others = (
+            (masses.sum(1) - masses[:, index]) / (len(given) - 1)
+            if len(given) > 1
+            else masses.new_full((len(masses),), torch.nan)
+        )
+        for step, (own, other) in enumerate(zip(masses[:, index].tolist(), others.tolist())):
+            rows.append((index, text, step + 1, own, other, own - other))
+    return pd.DataFrame(rows, columns=["text", "query", "step", "own", "others", "difference"])
+
+
+def _token_ids(tokenizer, *texts: str) -> set[int]:
+    """The different tokens of some texts, as they stand at the beginning of a text and behind a space."""
+    ids: set[int] = set()
+    for text in texts:
+        for form in (text, " " + text):
+            ids.update(tokenizer(form, add_special_tokens=False)["input_ids"])
+    return ids - set(tokenizer.all_special_ids)
 
 
 def decode_tokens(tokenizer, ids: list[int]) -> list[str]:
