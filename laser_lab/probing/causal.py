@@ -37,7 +37,7 @@ def replace(step: int, value: Tensor) -> Edit:
     Raises:
         ValueError: `step` is not a positive integer, or `value` has another shape (now, or when it is used).
     """
-    check_steps(step)
+    _check_step(step)
     if value.dim() not in (1, 2):
         raise ValueError(f"value must be (D,) or (B, D), got shape {tuple(value.shape)}")
 
@@ -46,7 +46,9 @@ def replace(step: int, value: Tensor) -> Edit:
             return soft_token
         chosen = (value if value.dim() == 1 else value[rows]).to(soft_token)
         if chosen.shape[-1] != soft_token.shape[-1]:
-            raise ValueError(f"value must have the width {soft_token.shape[-1]} of a soft token, got {len(chosen.T)}")
+            raise ValueError(
+                f"value must have the width {soft_token.shape[-1]} of a soft token, got {chosen.shape[-1]}"
+            )
         return chosen.expand_as(soft_token)
 
     return edit
@@ -55,6 +57,7 @@ def replace(step: int, value: Tensor) -> Edit:
 def noise(step: int, count: int, size: int, seed: int = 0) -> Edit:
     """Replace soft token `step` of each of `count` texts by a random direction of the same length: nothing is left of
     what it said, only how loud it was. `size` is D; a text gets the same noise whatever its batch."""
+    _check_step(step)
     directions = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
     directions = torch.nn.functional.normalize(directions, dim=-1)
 
@@ -63,14 +66,13 @@ def noise(step: int, count: int, size: int, seed: int = 0) -> Edit:
             return soft_token
         return directions[rows].to(soft_token) * soft_token.norm(dim=-1, keepdim=True)
 
-    check_steps(step)
     return edit
 
 
 def steer(step: int, direction: Tensor, strength: float = 1.0) -> Edit:
     """Add `strength` times `direction`, (D,) or (B, D), to soft token `step`. With the direction E[b] - E[a] a
     strength of 1 turns a soft token that says a into one that says b."""
-    check_steps(step)
+    _check_step(step)
 
     def edit(k: int, soft_token: Tensor, rows: list[int]) -> Tensor:
         if k != step:
@@ -125,6 +127,12 @@ def soft_tokens(
 
     think(model, texts, steps, prompt_name=prompt_name, batch_size=batch_size, edit=keep)
     return kept
+
+
+def _check_step(step: int) -> int:
+    if isinstance(step, bool) or not isinstance(step, int) or step < 1:
+        raise ValueError(f"step must be a positive integer: soft tokens count from 1; got {step!r}")
+    return step
 
 
 def _steps(model: SentenceTransformer, thinking_steps: int | None) -> int:
@@ -326,10 +334,12 @@ def bridge_swaps(
         strength: How far the soft token is moved towards it (:func:`blend`).
 
     Returns:
-        A row per query for which there is such an entity: ``query_id``, ``step``, ``bridge``, ``swapped`` (the entity
-        put in), ``answer``, ``changed_answer``, ``retrieved`` and ``outcome`` (``changed path``, ``true path`` or
-        ``elsewhere``), both also for the undisturbed rollout (``undisturbed``, ``undisturbed_outcome``), and
-        ``next_changed``: whether the most probable token of the next thought is the next entity of the changed path.
+        Two rows for each query that has such an entity, by ``readout``: the embedding pools ``all`` states, those of
+        the true path before the swap included, or only the ``later`` ones, which have read the swapped token. The
+        columns: ``query_id``, ``step``, ``readout``, ``bridge``, ``swapped`` (the entity put in), ``answer``,
+        ``changed_answer``, ``retrieved`` and ``outcome`` (one of :data:`OUTCOMES`), both also for the undisturbed
+        rollout (``undisturbed``, ``undisturbed_outcome``), and ``next_changed``: whether the most probable token of
+        the next thought is the next entity of the changed path.
 
     Raises:
         ValueError: `step` feeds nothing back or has no hop after it, or `by` is unknown.
@@ -338,7 +348,7 @@ def bridge_swaps(
 
     steps, hops = _steps(model, thinking_steps), world.config.hops
     last = min(hops - 1, _fed_back(model, steps))
-    if check_steps(step) > last:
+    if _check_step(step) > last:
         raise ValueError(f"step must be from 1 to {last} ({hops} hops, K={steps}), got {step}")
     if by not in ("token", "thought"):
         raise ValueError(f"by must be 'token' or 'thought', got {by!r}")
@@ -356,36 +366,38 @@ def bridge_swaps(
     edit = blend(step, table[rows], strength)
     documents = think(model, list(world.documents.values()), steps, prompt_name="document", batch_size=batch_size)
     before, after = think(model, queries, **options), think(model, queries, **options, edit=edit)
-    found = [
-        [documents_of[i] for i in (thoughts.embeddings @ documents.embeddings.T).argmax(1).tolist()]
-        for thoughts in (before, after)
-    ]
-    at = step - _skipped(model)  # pooled state of soft token k, from 0
+    changed = step - _skipped(model)  # from 0: the first pooled state that has read the soft token
     backbone = model[0].backbone
     with torch.inference_mode():
-        states = after.states[:, at].to(backbone.embedding_table)
-        said = backbone.tokenizer.convert_ids_to_tokens(backbone.logits(states).argmax(-1).tolist())
+        logits = backbone.logits(after.states[:, changed].to(backbone.embedding_table))
+    said = backbone.tokenizer.convert_ids_to_tokens(logits.argmax(-1).tolist())
     result = []
-    for row, (c, (_, entity)) in enumerate(zip(compositions, donors)):
-        if entity is None:
-            continue
-        path = world.compose(entity, c.relations[step:]).bridges
-        ends = {c.answer: "true path", path[-1]: "changed path"}
-        result.append(
-            {
-                "query_id": c.id,
-                "step": step,
-                "bridge": c.bridges[step - 1],
-                "swapped": entity,
-                "answer": c.answer,
-                "changed_answer": path[-1],
-                "undisturbed": found[0][row],
-                "undisturbed_outcome": ends.get(found[0][row], "elsewhere"),
-                "retrieved": found[1][row],
-                "outcome": ends.get(found[1][row], "elsewhere"),
-                "next_changed": said[row] == path[0],
-            }
+    for readout, first in (("all", 0), ("later", changed)):
+        found, undisturbed = (
+            [documents_of[i] for i in (pool(t.states[:, first:]) @ documents.embeddings.T).argmax(1).tolist()]
+            for t in (after, before)
         )
+        for row, (c, (_, entity)) in enumerate(zip(compositions, donors)):
+            if entity is None:
+                continue
+            path = world.compose(entity, c.relations[step:]).bridges
+            ends = {c.answer: "true path", path[-1]: "changed path"}
+            result.append(
+                {
+                    "query_id": c.id,
+                    "step": step,
+                    "readout": readout,
+                    "bridge": c.bridges[step - 1],
+                    "swapped": entity,
+                    "answer": c.answer,
+                    "changed_answer": path[-1],
+                    "undisturbed": undisturbed[row],
+                    "undisturbed_outcome": ends.get(undisturbed[row], "elsewhere"),
+                    "retrieved": found[row],
+                    "outcome": ends.get(found[row], "elsewhere"),
+                    "next_changed": said[row] == path[0],
+                }
+            )
     return pd.DataFrame(result)
 
 
@@ -406,9 +418,10 @@ def _donor(
 
 
 OUTCOMES = ("changed path", "true path", "elsewhere")
+"""Where retrieval can go: to the end of the changed path, of the true one, or to another document."""
 
 
-def outcome_rates(swaps: pd.DataFrame, by: Sequence[str] = ("step",)) -> pd.DataFrame:
+def outcome_rates(swaps: pd.DataFrame, by: Sequence[str] = ("step", "readout")) -> pd.DataFrame:
     """How often retrieval went where, of :func:`bridge_swaps`: a row per group and outcome, with the share of queries
     (``rate``), its 95 % interval (Wilson), ``queries``, and ``undisturbed``: the same share without the swap."""
     import pandas as pd

@@ -77,7 +77,8 @@ def linear_probes(
         if len(classes) < 2:
             raise ValueError(f"{target} has only the label {classes[0]!r} in training: nothing to tell apart")
         majority = float((asked == classes[frequency.argmax()]).mean())
-        rng = np.random.default_rng([seed, at])
+        # a stream of its own: the labels may themselves have been drawn by default_rng(seed)
+        rng = np.random.default_rng([*b"control", seed, at])
         right = _right(train.layers, known, test.layers, asked)
         by_chance = _right(
             train.layers, rng.choice(classes, known.shape), test.layers, rng.choice(classes, asked.shape)

@@ -132,7 +132,7 @@ def reasoning_mass(
         member[[place[i] for i in ids], column] = 1
     rows = []
     for index, text in enumerate(thoughts.texts):
-        with torch.inference_mode():
+        with torch.no_grad():
             states = thoughts.states[index].to(backbone.embedding_table)
             probabilities = backbone.logits(states).softmax(-1).cpu()[:, union]
         probabilities[:, [place[i] for i in asked[index] if i in place]] = 0
