@@ -56,6 +56,11 @@ NAMES = {
     "step": "thinking step k",
     "probability": "probability",
     "cosine": "cosine similarity",
+    "layer": "layer",
+    "segment": "reasoning segment",
+    "cka": "CKA",
+    "accuracy": "accuracy of the probe",
+    "own": "probability on reasoning tokens",
 }
 """Column to axis label; a column without an entry is shown with spaces for underscores."""
 
@@ -167,6 +172,103 @@ def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | N
         ax.set_xticks(places, [_wrap(str(label), 18) for label in frame["label"]])
         ax.margins(y=0.15)
         _finish(ax, _name(measure), title, bottom=0)
+    return fig
+
+
+GROUP_COLOURS = ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#ca9161", "#56b4e9", "#949494")
+"""For groups that are no methods, in order of appearance (seaborn's "colorblind" palette)."""
+
+
+def grouped_bars(
+    frame: pd.DataFrame, measure: str, *, x: str, group: str, panel: str | None = None, title: str | None = None
+) -> Figure:
+    """A cluster of bars per value of `x`, a bar per value of `group`, with its interval as a whisker.
+
+    Args:
+        frame: Columns `measure`, ``low``, ``high`` (the ends of the interval), `x`, `group` and, for a panel each,
+            `panel`; all in order of appearance. A missing combination leaves a gap.
+
+    Raises:
+        ValueError: The frame is empty or lacks a column.
+    """
+    _check(frame, [measure, "low", "high", x, group] + ([panel] if panel else []))
+    panels = list(frame.groupby(panel, sort=False)) if panel else [(title, frame)]
+    places, groups = list(frame[x].unique()), list(frame[group].unique())
+    width = 0.8 / len(groups)
+    with _style():
+        fig = _figure((max(6.4, 0.45 * len(places) * (len(groups) + 1) + 1), 2.9 * len(panels) + 0.6))
+        axes = fig.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        for ax, (name, part) in zip(axes, panels):
+            for at, value in enumerate(groups):
+                bars = part[part[group] == value].drop_duplicates(x).set_index(x).reindex(places)
+                centres = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(places))]
+                whiskers = [bars[measure] - bars["low"], bars["high"] - bars[measure]]
+                ax.bar(centres, bars[measure], width=0.92 * width, color=GROUP_COLOURS[at % len(GROUP_COLOURS)],
+                       label=str(value), yerr=whiskers, capsize=3, error_kw={"linewidth": 1.2})  # fmt: skip
+            ax.axhline(0, color="black", linewidth=0.8)
+            ax.set_xticks(range(len(places)), [_wrap(str(place), 16) for place in places])
+            _finish(ax, _name(measure), str(name) if name else None, bottom=None)
+        axes[0].legend(frameon=False, title=_name(group), ncols=min(len(groups), 4), fontsize=10)
+        if title and panel:
+            fig.suptitle(title, x=0.01, ha="left", parse_math=False)
+    return fig
+
+
+def heatmap(
+    frame: pd.DataFrame,
+    value: str,
+    *,
+    x: str,
+    y: str,
+    panel: str | None = None,
+    text: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Heat maps from 0 to 1, the smallest `y` at the bottom, with what stands in each cell written into it.
+
+    Args:
+        frame: Columns `x`, `y`, `value` (the colour, from 0 to 1; less is drawn as 0) and, for a panel each, `panel`.
+        text: Column that is written into the cells (tokens); default: `value`.
+
+    Raises:
+        ValueError: The frame is empty or lacks a column.
+    """
+    _check(frame, [x, y, value] + [column for column in (panel, text) if column])
+    panels = list(frame.groupby(panel, sort=False)) if panel else [(None, frame)]
+    columns, rows = sorted(frame[x].unique()), sorted(frame[y].unique())
+    across = min(4, len(panels))
+    down = -(-len(panels) // across)
+    cell = 1.05 if text else 0.75
+    with _style():
+        size = (max(4.8, across * (cell * len(columns) + 0.5) + 1.4), down * (0.42 * len(rows) + 0.75) + 0.8)
+        fig = _figure(size)
+        axes = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_visible(False)
+        for ax, (name, part) in zip(axes.flat, panels):
+            table = part.drop_duplicates([x, y]).set_index([y, x])
+            numbers = table[value].unstack().reindex(index=rows, columns=columns).to_numpy(dtype=float)
+            image = ax.imshow(numbers, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower")
+            for row, here in enumerate(rows):
+                for column, there in enumerate(columns):
+                    if (here, there) not in table.index:
+                        continue
+                    shown = readable(table[text][here, there]) if text else f"{numbers[row, column]:.2f}"
+                    ax.text(column, row, shown, ha="center", va="center", fontsize=9, parse_math=False,
+                            color="white" if numbers[row, column] > 0.65 else "black")  # fmt: skip
+            if name is not None:
+                ax.set_title(str(name), fontsize=11, parse_math=False)
+            ax.set_xticks(range(len(columns)), columns)
+            ax.set_yticks(range(len(rows)), rows)
+            ax.tick_params(length=0)
+            ax.spines[:].set_visible(False)
+        for ax in axes[:, 0]:
+            ax.set_ylabel(_name(y))
+        for ax in axes[-1]:
+            ax.set_xlabel(_name(x))
+        fig.colorbar(image, ax=list(axes.flat), label=_name(value), pad=0.02, aspect=14 * down)
+        if title:
+            fig.suptitle(_wrap(title, int(size[0] * 10)), x=0.01, ha="left", fontsize=13, parse_math=False)
     return fig
 
 

@@ -85,6 +85,35 @@ def test_plots_of_measures():
     assert len(bars.axes[0].patches) == 6
 
 
+def test_grouped_bars_leave_gaps():
+    rows = [("mean", 1, 2.0), ("mean", 2, -3.0), ("left out", 2, 1.0)]
+    frame = pd.DataFrame(rows, columns=["intervention", "step", "change"])
+    frame["low"], frame["high"] = frame.change - 0.5, frame.change + 0.5
+    frame = pd.concat([frame.assign(method=m) for m in ("laser", "latent")])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fig = figures.grouped_bars(frame, "change", x="intervention", group="step", panel="method")
+        fig.savefig("/dev/null", format="png")
+    assert len(fig.axes) == 2 and [ax.get_title(loc="left") for ax in fig.axes] == ["laser", "latent"]
+    assert [label.get_text() for label in fig.axes[-1].get_xticklabels()] == ["mean", "left out"]
+    heights = [bar.get_height() for bar in fig.axes[0].patches]
+    assert heights[0] == 2 and pd.isna(heights[1]) and heights[2:] == [-3, 1]
+
+
+def test_heatmap_writes_into_its_cells():
+    rows = [(t, k, layer, 0.1 * k * layer, ODD[k]) for t in "abcde" for k in (1, 2, 3) for layer in (0, 1)]
+    frame = pd.DataFrame(rows, columns=["target", "step", "layer", "accuracy", "token"])
+    fig = figures.heatmap(frame, "accuracy", x="step", y="layer", panel="target", title="costs $5 or $10")
+    shown = [ax for ax in fig.axes[:8] if ax.get_visible()]
+    assert [ax.get_title(loc="left") for ax in shown] == list("abcde")
+    assert [t.get_text() for t in shown[0].texts] == ["0.00", "0.00", "0.00", "0.10", "0.20", "0.30"]
+    assert not shown[0].yaxis_inverted(), "layers go up"
+    tokens = figures.heatmap(frame[frame.target == "a"], "accuracy", x="step", y="layer", text="token")
+    assert [t.get_text() for t in tokens.axes[0].texts] == [figures.readable(ODD[k]) for k in (1, 2, 3)] * 2
+    with pytest.raises(ValueError, match="lacks the column 'layer'"):
+        figures.heatmap(frame.drop(columns="layer"), "accuracy", x="step", y="layer")
+
+
 def test_a_frame_that_cannot_be_drawn():
     with pytest.raises(ValueError, match="lacks the column 'token'"):
         figures.thought_heatmap(token_frame().drop(columns="token"))
