@@ -13,6 +13,17 @@ TINY = {
     "01_quickstart": dict(QUERIES=4),
     "02_decode_thoughts": dict(QUERIES=4, STEPS=3),
     "03_train_laser": dict(STEPS=4, BATCH=8, READ_STEPS=[2, 3], THINKING_STEPS=2, SHOWN=1, WORLD=TINY_WORLD),
+    "12_inside_a_thought": dict(
+        STEPS=4,
+        BATCH=8,
+        READ_STEPS=[2],
+        THINKING_STEPS=2,
+        SEEDS=[0],
+        WORLD=TINY_WORLD,
+        PROBE_TEXTS=20,
+        QUESTIONS=4,
+        MODEL_STEPS=2,
+    ),
 }
 
 

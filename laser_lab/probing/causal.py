@@ -382,23 +382,21 @@ def bridge_swaps(
                 continue
             path = world.compose(entity, c.relations[step:]).bridges
             ends = {c.answer: "true path", path[-1]: "changed path"}
-            result.append(
-                {
-                    "query_id": c.id,
-                    "step": step,
-                    "readout": readout,
-                    "bridge": c.bridges[step - 1],
-                    "swapped": entity,
-                    "answer": c.answer,
-                    "changed_answer": path[-1],
-                    "undisturbed": undisturbed[row],
-                    "undisturbed_outcome": ends.get(undisturbed[row], "elsewhere"),
-                    "retrieved": found[row],
-                    "outcome": ends.get(found[row], "elsewhere"),
-                    "next_changed": said[row] == path[0],
-                }
-            )
-    return pd.DataFrame(result)
+            outcomes = [ends.get(document, "elsewhere") for document in (found[row], undisturbed[row])]
+            values = [
+                c.id,
+                step,
+                readout,
+                c.bridges[step - 1],
+                entity,
+                c.answer,
+                path[-1],
+                found[row],
+                undisturbed[row],
+            ]
+            result.append([*values, *outcomes, said[row] == path[0]])
+    columns = "query_id step readout bridge swapped answer changed_answer retrieved undisturbed"
+    return pd.DataFrame(result, columns=[*columns.split(), "outcome", "undisturbed_outcome", "next_changed"])
 
 
 def _donor(
