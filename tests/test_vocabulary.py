@@ -65,14 +65,14 @@ def test_the_last_layer_of_the_lens_is_what_the_thought_says(family):
 
 def test_reasoning_mass_against_a_plain_sum(model):
     texts = ["why is the sky blue", "sea"]
-    reasonings = [["because light scatters", "the sky"], "rain snow"]
+    reasonings = [["because light scatters", "the sky sea"], "rain snow blue"]
     thoughts = ll.think(model, texts, thinking_steps=2)
     frame = reasoning_mass(model, thoughts, reasonings)
     assert list(frame.columns) == ["text", "query", "step", "own", "others", "difference"]
     tokenizer, backbone = tiny_tokenizer(), model.encoder.backbone
-    # "the sky" is in the first question: there it is no reasoning
+    # "the sky", "blue" and "sea" are in one of the two texts: there they are no reasoning
     first, second = ["because", "light", "scatters"], ["rain", "snow"]
-    words = {0: (first, second), 1: (second, [*first, "the", "sky"])}
+    words = {0: (first, second), 1: (second, first)}
     for row in frame.itertuples():
         with torch.no_grad():
             p = torch.softmax(backbone.logits(thoughts.states[row.text, row.step - 1]), -1)
@@ -82,8 +82,23 @@ def test_reasoning_mass_against_a_plain_sum(model):
 
 
 def test_reasoning_mass_at_its_ends(model):
-    alone = reasoning_mass(model, ll.think(model, ["sea"], 2), [[]])
-    assert alone.own.tolist() == [0, 0] and alone.others.isna().all()
+    silent = reasoning_mass(model, ll.think(model, ["sea", "sky"], 2), [[], "?"])
+    assert silent.own.tolist() == [0] * 4 == silent.others.tolist()
     assert reasoning_mass(model, ll.think(model, [], 2), []).empty
+    with pytest.raises(ValueError, match="no other"):
+        reasoning_mass(model, ll.think(model, ["sea"], 2), ["rain"])
     with pytest.raises(ValueError, match="1 reasonings for 2 texts"):
         reasoning_mass(model, ll.think(model, ["sea", "sky"], 2), ["rain"])
+
+
+def test_reasoning_mass_is_fair_to_both_sides(model):
+    """Thoughts that know nothing of a reasoning favour neither side, however the texts and reasonings share words."""
+    torch.manual_seed(0)
+    words = [w for w in tiny_tokenizer().get_vocab() if w.isalpha()]
+    pick = lambda count: " ".join(words[i] for i in torch.randperm(len(words))[:count])  # noqa: E731
+    texts = [pick(6) for _ in range(60)]
+    thoughts = ll.Thoughts(texts, torch.randn(1, 3, 32).expand(60, -1, -1))  # everyone thinks the same
+    reasonings = [f"{text} {pick(6)}" for text in texts]  # and every reasoning repeats its question
+    frame = reasoning_mass(model, thoughts, reasonings)
+    assert abs(frame.difference.mean()) < 4 * frame.difference.std() / 60**0.5
+    assert frame.own.mean() > 0.05

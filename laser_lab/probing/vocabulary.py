@@ -105,55 +105,53 @@ def reasoning_mass(
     """Do thoughts say what the gold reasoning says? For real language, where no single right token is known: the
     probability that softmax(W h_k) gives to all tokens of the text's reasoning together.
 
-    Tokens of the text itself do not count, for repeating the question is no reasoning. Common words get some mass
-    whatever is thought, so it stands beside the mass on the tokens of the *other* texts' reasoning.
+    Common words get some mass whatever is thought, so it stands beside the mass on the reasoning of each *other* text.
+    Only words count, no punctuation, and in each such comparison none that stands in one of the two texts themselves:
+    repeating a question is no reasoning, and both sides must lose the same words to be fair.
 
     Args:
         reasonings: A reasoning text, or its segments, per text.
 
     Returns:
-        A row per text and step: ``text``, ``query``, ``step``, ``own`` (mass on its own reasoning), ``others`` (mean
-        over the other texts' reasonings; NaN if there are none) and ``difference`` (own - others).
+        A row per text and step: ``text``, ``query``, ``step``, ``own`` (mass on its own reasoning), ``others`` (on the
+        others'), both means over the other texts, and ``difference`` (own - others).
 
     Raises:
-        ValueError: Not a reasoning per text.
+        ValueError: Not a reasoning per text, or a single text: there is nothing to compare it with.
     """
     import pandas as pd
 
     if len(reasonings) != len(thoughts):
         raise ValueError(f"{len(reasonings)} reasonings for {len(thoughts)} texts")
+    if len(thoughts) == 1:
+        raise ValueError("one text has no other text's reasoning to compare with")
     backbone = model[0].backbone
     asked = [_token_ids(backbone.tokenizer, text) for text in thoughts.texts]
     given = [_token_ids(backbone.tokenizer, *([r] if isinstance(r, str) else r)) for r in reasonings]
-    union = sorted(set().union(*given)) if given else []
-    place = {token: i for i, token in enumerate(union)}
-    member = torch.zeros(len(union), len(given))  # which token is in whose reasoning
-    for column, ids in enumerate(given):
-        member[[place[i] for i in ids], column] = 1
+    words = sorted(set().union(*given))
+    in_reasoning = torch.tensor([[w in ids for ids in given] for w in words]).reshape(len(words), len(given)).float()
+    not_in_text = torch.tensor([[w not in ids for ids in asked] for w in words]).reshape(len(words), len(asked)).float()
     rows = []
     for index, text in enumerate(thoughts.texts):
         with torch.no_grad():
             states = thoughts.states[index].to(backbone.embedding_table)
-            probabilities = backbone.logits(states).softmax(-1).cpu()[:, union]
-        probabilities[:, [place[i] for i in asked[index] if i in place]] = 0
-        masses = probabilities @ member  # (K, texts)
-        others = (
-            (masses.sum(1) - masses[:, index]) / (len(given) - 1)
-            if len(given) > 1
-            else masses.new_full((len(masses),), torch.nan)
-        )
-        for step, (own, other) in enumerate(zip(masses[:, index].tolist(), others.tolist())):
-            rows.append((index, text, step + 1, own, other, own - other))
+            probabilities = backbone.logits(states).softmax(-1).cpu()[:, words] * not_in_text[:, index]  # (K, words)
+        others = torch.arange(len(thoughts)) != index
+        own = (probabilities * in_reasoning[:, index]) @ not_in_text[:, others]  # (K, texts - 1)
+        theirs = probabilities @ (in_reasoning * not_in_text)[:, others]
+        for step, (mine, other) in enumerate(zip(own.mean(1).tolist(), theirs.mean(1).tolist()), 1):
+            rows.append((index, text, step, mine, other, mine - other))
     return pd.DataFrame(rows, columns=["text", "query", "step", "own", "others", "difference"])
 
 
 def _token_ids(tokenizer, *texts: str) -> set[int]:
-    """The different tokens of some texts, as they stand at the beginning of a text and behind a space."""
+    """The different word tokens of some texts, as they stand at the beginning of a text and behind a space."""
     ids: set[int] = set()
     for text in texts:
         for form in (text, " " + text):
             ids.update(tokenizer(form, add_special_tokens=False)["input_ids"])
-    return ids - set(tokenizer.all_special_ids)
+    ids -= set(tokenizer.all_special_ids)
+    return {i for i in ids if any(character.isalnum() for character in tokenizer.decode([i]))}
 
 
 def decode_tokens(tokenizer, ids: list[int]) -> list[str]:
