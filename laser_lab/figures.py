@@ -60,7 +60,6 @@ NAMES = {
     "segment": "reasoning segment",
     "cka": "CKA",
     "accuracy": "accuracy of the probe",
-    "own": "probability on reasoning tokens",
 }
 """Column to axis label; a column without an entry is shown with spaces for underscores."""
 
