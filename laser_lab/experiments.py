@@ -253,6 +253,16 @@ def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, floa
     return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def proportion(hits: Sequence[bool]) -> tuple[float, float, float]:
+    """Share of true `hits` and its 95 % Wilson interval (scipy), which has a width even where all or none are."""
+    from scipy.stats import binomtest
+
+    hits = np.asarray(hits, dtype=bool)
+    found = binomtest(int(hits.sum()), len(hits))
+    limits = found.proportion_ci(method="wilson")
+    return float(hits.mean()), float(limits.low), float(limits.high)
+
+
 def summarise(frame: pd.DataFrame, by: Sequence[str], measure: str = "ndcg@10", seed: int = 0) -> pd.DataFrame:
     """Mean and 95 % bootstrap interval of `measure` per group: ``by..., measure, low, high, seeds, queries``.
 

@@ -63,7 +63,6 @@ NAMES = {
     "segment": "reasoning segment",
     "cka": "CKA",
     "accuracy": "accuracy of the probe",
-    "own": "probability on reasoning tokens",
 }
 """Column to axis label; a column without an entry is shown with spaces for underscores."""
 
@@ -280,11 +279,16 @@ def grouped_bars(
     _check(frame, [measure, "low", "high", x, group] + ([panel] if panel else []))
     panels = list(frame.groupby(panel, sort=False)) if panel else [(title, frame)]
     places, groups = list(frame[x].unique()), list(frame[group].unique())
+    across = 1 if len(panels) < 3 else 2
+    down = -(-len(panels) // across)
     width = 0.8 / len(groups)
     with _style():
-        fig = _figure((max(6.4, 0.45 * len(places) * (len(groups) + 1) + 1), 2.9 * len(panels) + 0.6))
-        axes = fig.subplots(len(panels), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-        for ax, (name, part) in zip(axes, panels):
+        wide = max(6.4, across * (0.38 * len(places) * (len(groups) + 1) + 0.6))
+        fig = _figure((wide, 2.7 * down + 1.0))
+        axes = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_visible(False)
+        for ax, (name, part) in zip(axes.flat, panels):
             for at, value in enumerate(groups):
                 bars = part[part[group] == value].drop_duplicates(x).set_index(x).reindex(places)
                 centres = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(places))]
@@ -293,10 +297,14 @@ def grouped_bars(
                        label=str(value), yerr=whiskers, capsize=3, error_kw={"linewidth": 1.2})  # fmt: skip
             ax.axhline(0, color="black", linewidth=0.8)
             ax.set_xticks(range(len(places)), [_wrap(str(place), 16) for place in places])
-            _finish(ax, _name(measure), str(name) if name else None, bottom=None)
-        axes[0].legend(frameon=False, title=_name(group), ncols=min(len(groups), 4), fontsize=10)
+            _finish(ax, _name(measure) if ax in axes[:, 0] else "", str(name) if name else None, bottom=None)
+        for ax in axes[-1]:
+            ax.set_xlabel(_name(x))
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        fig.legend(handles, labels, frameon=False, title=_name(group), ncols=min(len(groups), 4), fontsize=10,
+                   loc="outside lower center")  # fmt: skip
         if title and panel:
-            fig.suptitle(title, x=0.01, ha="left", parse_math=False)
+            fig.suptitle(_wrap(title, int(wide * 10)), x=0.01, ha="left", fontsize=13, parse_math=False)
     return fig
 
 

@@ -1,0 +1,149 @@
+"""What happens inside the backbone while it thinks: the residual stream behind every layer. It only watches.
+
+Layers and the final norm are found by structure, so nothing here knows a model family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from laser_lab.backbones import Backbone
+from laser_lab.retriever import check_steps, check_texts
+from laser_lab.thinking import Thoughts
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from laser_lab.retriever import LatentEncoder
+
+
+@contextmanager
+def trace(backbone: Backbone) -> Iterator[list[Tensor]]:
+    """Within the block, keep the residual stream at the last position of every forward call of the body.
+
+        with trace(model[0].backbone) as calls:
+            thoughts = ll.think(model, texts, 3)      # the very numbers it gives without the trace
+
+    Yields:
+        A list that grows by one (B, L+1, D) tensor per call: what enters the first of the L layers, then what leaves
+        each of them, before the final norm; detached copies in the backbone's dtype.
+
+    Raises:
+        ValueError: The backbone's body has no list of its layers.
+    """
+    stack = layers(backbone)
+    calls: list[Tensor] = []
+    current: list[Tensor] = []
+
+    def keep(states: Tensor) -> None:
+        current.append(states[:, -1].detach().clone())
+
+    def entering(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        current.clear()  # an interrupted call leaves nothing behind
+        keep(args[0] if args else kwargs["hidden_states"])
+
+    def leaving(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+        keep(output[0] if isinstance(output, tuple) else output)
+        if module is stack[-1]:
+            calls.append(torch.stack(current, dim=1))
+
+    # hooks that return nothing change nothing
+    handles = [stack[0].register_forward_pre_hook(entering, with_kwargs=True)]
+    handles += [layer.register_forward_hook(leaving) for layer in stack]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def layers(backbone: Backbone) -> nn.ModuleList:
+    """The L transformer layers, in order: the body's list of as many modules as the configuration has layers.
+
+    Raises:
+        ValueError: There is no such list.
+    """
+    count = backbone.config.get_text_config().num_hidden_layers
+    body = backbone.causal_lm.base_model
+    for module in body.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return module
+    raise ValueError(f"{type(body).__name__} has no list of its {count} layers: it cannot be traced")
+
+
+@torch.no_grad()
+def final_norm(backbone: Backbone) -> nn.Module:
+    """The module that turns what leaves the last layer into the last state.
+
+    Raises:
+        ValueError: No single module does.
+    """
+    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def note(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor) and args[0].shape == output.shape:
+            seen.append((module, args[0], output))
+
+    inside = set(layers(backbone).modules())
+    body = backbone.causal_lm.base_model
+    handles = [module.register_forward_hook(note) for module in body.modules() if module not in inside]
+    ids = torch.ones(1, 1, dtype=torch.long, device=backbone.embedding_table.device)
+    try:
+        with trace(backbone) as calls:
+            last = backbone.last_states(backbone.embed(ids), torch.ones_like(ids))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for module, entered, left in seen:
+        if torch.equal(entered[:, -1], calls[0][:, -1]) and torch.equal(left[:, -1], last[:, -1]):
+            return module
+    raise ValueError(f"no module of {type(body).__name__} turns the last layer's output into the last state")
+
+
+@dataclass(frozen=True)
+class LayerThoughts:
+    """Thoughts with what every layer held while they were thought."""
+
+    thoughts: Thoughts
+
+    layers: Tensor
+    """(B, K, L+1, D) float32: the residual stream at the position of each state: before the first layer (0), and
+    behind each of the L layers, before the final norm"""
+
+
+def think_layers(
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    thinking_steps: int | None = None,
+    *,
+    prompt_name: str | None = None,
+    batch_size: int = 32,
+) -> LayerThoughts:
+    """:func:`laser_lab.think`, and the residual stream of every layer at every step.
+
+    Raises:
+        TypeError, ValueError: as :func:`laser_lab.think` and :func:`trace`.
+    """
+    texts = check_texts(texts)
+    encoder: LatentEncoder = model[0]
+    steps = encoder.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
+    prompt = model._resolve_prompt(None, prompt_name)
+    size = encoder.get_embedding_dimension()
+    states = torch.zeros(len(texts), steps, size)
+    stream = torch.zeros(len(texts), steps, len(layers(encoder.backbone)) + 1, size)
+    model.eval()
+    with torch.inference_mode():
+        for start in range(0, len(texts), batch_size):
+            rows = slice(start, start + batch_size)
+            features = {k: v.to(model.device) for k, v in encoder.preprocess(texts[rows], prompt=prompt).items()}
+            with trace(encoder.backbone) as calls:
+                states[rows] = encoder.think(features, steps).float().cpu()
+            # pooling "generated" drops the first call's state
+            stream[rows] = torch.stack(calls[-steps:], dim=1).float().cpu()
+    return LayerThoughts(Thoughts(texts, states), stream)
