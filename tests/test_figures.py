@@ -147,3 +147,38 @@ def test_save_that_fails_leaves_the_old_files(tmp_path):
 def test_save_wants_a_plain_name(tmp_path, name):
     with pytest.raises(ValueError, match="plain file stem"):
         figures.save(figures.metric_by_steps(steps_frame()), steps_frame(), name, tmp_path)
+
+
+def test_frontier_draws_the_front():
+    frame = pd.DataFrame(
+        {
+            "label": ["basic", "laser K=3", "rewrite-then-retrieve"],
+            "method": ["basic", "laser", "rewrite"],
+            "milliseconds": [1.0, 2.0, 30.0],
+            "ndcg@10": [0.2, 0.9, 0.5],
+            "low": [0.1, 0.8, 0.4],
+            "high": [0.3, 1.0, 0.6],
+            "pareto": [True, True, False],
+        }
+    )
+    ax = figures.frontier(frame).axes[0]
+    assert ax.get_xscale() == "log" and ax.get_xlabel() == "milliseconds per query"
+    front = next(line for line in ax.lines if line.get_label() == "Pareto front")
+    assert list(front.get_xdata()) == [1.0, 2.0]
+    with pytest.raises(ValueError, match="pareto"):
+        figures.frontier(frame.drop(columns="pareto"))
+
+
+def test_trajectories_have_a_line_per_text():
+    rows = [("PCA", 0.1 * k, 0.2 * i, f"q{i}", k, f"step {k}") for i in range(3) for k in (1, 2)]
+    rows.append(("PCA", 0.5, 0.5, "d0", 0, ""))
+    frame = pd.DataFrame(rows, columns=["projection", "x", "y", "text", "step", "hop"])
+    fig = figures.trajectories(frame, colour="hop", panel="projection")
+    assert len(fig.axes[0].lines) == 3 and len(fig.axes[0].collections) == 3
+
+
+def test_lines_by_any_group_in_panels():
+    frame = pd.concat([steps_frame().assign(hops=h, train_steps=k) for h in (2, 3) for k in (1, 2)])
+    fig = figures.metric_by_steps(frame.drop(columns="method"), group="train_steps", panel="hops")
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["hops: 2", "hops: 3"]
+    assert len(fig.axes[0].lines) == 2

@@ -1,0 +1,52 @@
+"""The papers' own numbers: internally consistent, and never in one column with measured ones."""
+
+import pandas as pd
+import pytest
+
+from laser_lab.published import beside, contradictions, everything, is_approximate, published
+
+
+def test_bright_averages_are_the_means_of_their_subsets():
+    table = published("table3_bright")
+    subsets = table.filter(like="ndcg_at_10")
+    assert subsets.shape[1] == 12
+    gaps = (subsets.mean(axis=1) - table["average"]).abs()
+    assert (gaps < 0.11).all(), table[gaps >= 0.11]
+
+
+def test_tables_agree_where_they_overlap():
+    full = published("table5_ablation").set_index("variant").loc["LaSER (Qwen3-0.6B)", "bright_ndcg_at_10"]
+    table = published("table3_bright").set_index("model")["average"]
+    assert full == pytest.approx(table["LaSER (Qwen3-0.6B)"], abs=0.05)
+    frontier = published("figure1_latency_utility").set_index("model")["bright"]
+    assert frontier["LaSER (0.6B)"] == pytest.approx(full, abs=0.05)
+    steps = published("figure5_steps").set_index(["train_steps", "thinking_steps"])["bright"]
+    assert steps[3, 3] == pytest.approx(frontier["LaSER (8B)"], abs=0.05)
+
+
+def test_defaults_are_the_papers():
+    from laser_lab.methods import METHODS
+
+    paper, laser = everything()["training"], METHODS["laser"]
+    assert (laser.explicit, laser.output, laser.process) == (paper["lambda1"], paper["lambda2"], paper["lambda3"])
+    assert (laser.thinking_steps, laser.temperature) == (paper["K"], paper["temperature"])
+
+
+def test_columns_stay_apart():
+    measured = pd.DataFrame({"method": ["laser", "basic", "mine"], "ndcg@10": [0.9, 0.2, 0.5]})
+    on = {"laser": "LaSER (Qwen3-0.6B)", "basic": "Basic Contrastive Learn."}
+    table = beside(measured, "table5_ablation", on)
+    assert set(table.columns.get_level_values(0)) == {"measured", "published"}
+    assert table.loc["basic", ("published", "bright_ndcg_at_10")] == 18.25
+    assert table["published"].loc["mine"].drop("variant").isna().all()
+    with pytest.raises(KeyError, match="no measured row 'gone'"):
+        beside(measured, "table5_ablation", {"gone": "w/o Latent View"})
+    with pytest.raises(KeyError, match="no published row"):
+        beside(measured, "table5_ablation", {"laser": "LaSER"})
+
+
+def test_names_and_contradictions():
+    with pytest.raises(KeyError, match="figure5_steps"):
+        published("figure9")
+    assert is_approximate("figure5_steps") and not is_approximate("table3_bright")
+    assert contradictions("temperature") and len(contradictions()) > len(contradictions("temperature"))
