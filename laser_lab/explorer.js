@@ -58,6 +58,8 @@ function kernelHost(model) {
 
 /** Looks up what was computed when the file was written. */
 export function fileHost(settings) {
+  const places = new Map(settings.map.map((d) => [d.id, d]));
+  for (const answer of settings.answers) answer.documents = answer.documents.map((d) => ({ ...places.get(d.id), ...d }));
   const same = (a, b) => (a && b ? a.step === b.step && a.kind === b.kind && a.value === b.value : a === b);
   return {
     settings,
@@ -349,7 +351,7 @@ export function mount(root, host) {
   function map() {
     const [width, height, margin] = [640, 400, 26];
     const { base, changed, k } = state;
-    const all = [settings.map.flat(), base.path, changed?.path ?? [], base.documents.flatMap((d) => d.xy)].flat().filter(Boolean);
+    const all = [settings.map.flatMap((d) => d.xy), base.path, changed?.path ?? [], base.documents.flatMap((d) => d.xy)].flat().filter(Boolean);
     const [xs, ys] = [all.map((p) => p[0]), all.map((p) => p[1])];
     const span = (v) => [Math.min(...v), Math.max(...v) - Math.min(...v) || 1];
     const [[x0, dx], [y0, dy]] = [span(xs), span(ys)];
@@ -361,7 +363,7 @@ export function mount(root, host) {
     const named = [...new Set([...known.filter((d) => d.relevant || d.id === state.selected), first(base), first(changed)].filter(Boolean))].slice(0, 8);
     const labels = [];
     return s("svg", { viewBox: `0 0 ${width} ${height}`, class: "le-chart", role: "img", "aria-label": `Map of the documents at K = ${k}, with the embedding after each step of thinking` },
-      settings.map.map((places) => dot(places[k - 1], { r: 2.5, class: "le-far" })),
+      settings.map.map((d) => dot(d.xy[k - 1], { r: 2.5, class: "le-far" })),
       known.map((d) => dot(d.xy[k - 1], { r: d.relevant || d.id === state.selected ? 6 : 4, "data-doc": d.id, onclick: () => select(d.id), class: `le-near ${d.relevant ? "le-relevant" : ""} ${d.id === state.selected ? "le-selected" : ""}` }, s("title", {}, d.text))),
       way(changed?.path, "le-way le-way-changed"), way(base.path, "le-way"),
       named.map((d) => { const [px, py] = at(d.xy[k - 1]); return place(px, py, clip(d.text, 22), `le-label ${d.relevant ? "le-relevant" : ""}`, 6.6); }));

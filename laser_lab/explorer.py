@@ -192,13 +192,11 @@ class Explorer:
         path = self._plane.transform(np.where(left[:, None], vectors, 0))
         documents = [
             {
-                "id": self.doc_ids[row],
-                "text": _short(self.task.corpus[self.doc_ids[row]]),
+                **self._place(row),
                 "relevant": self.doc_ids[row] in (relevant or ()),
                 "ranks": [int(r) if ok else None for r, ok in zip(ranks[:, row], left)],
                 "before": before[:, row].tolist(),
                 "scores": numbers(scores[:, row], 4),
-                "xy": self._places[:, row].round(3).tolist(),
             }
             for row in shown
         ]
@@ -221,24 +219,19 @@ class Explorer:
         self._check_query(query)
         scores, ranks = self._ranks(_embeddings(self._rollout(query, change)[0].states, change))
         relevant = self._relevant.get(query, ())
-        label = "as thought" if change is None else change.label
-        rows = [
-            (
-                query,
-                label,
-                k + 1,
-                int(ranks[k, row]),
-                doc,
-                self.task.corpus[doc],
-                float(scores[k, row]),
-                doc in relevant,
-            )
-            for k in range(STEPS)
-            if np.isfinite(scores[k, 0])
-            for row, doc in sorted(enumerate(self.doc_ids), key=lambda item, k=k: ranks[k, item[0]])
-        ]
-        columns = ["query", "change", "thinking_steps", "rank", "doc_id", "document", "score", "relevant"]
-        return pd.DataFrame(rows, columns=columns)
+        frame = pd.DataFrame(
+            {
+                "query": query,
+                "change": "as thought" if change is None else change.label,
+                "thinking_steps": np.repeat(np.arange(1, STEPS + 1), len(self.doc_ids)),
+                "rank": ranks.ravel(),
+                "doc_id": self.doc_ids * STEPS,
+                "document": list(self.task.corpus.values()) * STEPS,
+                "score": scores.ravel(),
+                "relevant": [doc in relevant for doc in self.doc_ids] * STEPS,
+            }
+        )
+        return frame.dropna(subset="score").sort_values(["thinking_steps", "rank"], ignore_index=True)
 
     # -- faces -----------------------------------------------------------------------------------------------------
 
@@ -260,6 +253,10 @@ class Explorer:
             answers.append(self.answer(query))
             answers += [self.answer(query, change) for change in self._presets(query, queries[number - 1])]
         settings = self._settings(queries) | {"first": None, "answers": answers}
+        drawn = {document["id"] for document in settings["map"]}
+        for document in (d for answer in answers for d in answer["documents"]):
+            if document["id"] in drawn:  # the page takes these from the map
+                del document["text"], document["xy"]
         folder = Path(__file__).parent
         parts = {
             "TITLE": html.escape(f"Latent thoughts: {self.task.name}" if self.task.name else "Latent thoughts"),
@@ -313,7 +310,7 @@ class Explorer:
             "count": len(self.doc_ids),
             "kinds": KINDS,
             "examples": list(queries),
-            "map": [self._places[:, row].round(3).tolist() for row in rows],
+            "map": [self._place(row) for row in rows],
             "variance": round(float(self._plane.explained_variance_ratio_.sum()), 3),
             "first": self.answer(queries[0]) if queries else None,
         }
@@ -436,6 +433,11 @@ class Explorer:
             limit = min(limit, encoder.backbone.max_positions - STEPS - self._offset + 1)
         if tokens > limit:
             raise ValueError(f"The query has {tokens} tokens, its prompt included; this model reads at most {limit}.")
+
+    def _place(self, row: int) -> dict[str, Any]:
+        """A document and its place in the plane for every K."""
+        doc = self.doc_ids[row]
+        return {"id": doc, "text": _short(self.task.corpus[doc]), "xy": self._places[:, row].round(3).tolist()}
 
     def _notes(self, query: str) -> list[str]:
         """Words that a tokenizer of whole words does not know; subword tokenizers know all."""
