@@ -229,7 +229,7 @@ export function mount(root, host) {
     const after = changed?.change.label;
     results.classList.toggle("le-both", Boolean(changed));
     results.replaceChildren(...(base ? [
-      card("tokens", "What each step says", heatMap(base, "as thought")),
+      card("tokens", "What each step says", heatMap(base, "as thought"), host.live && h("p", { class: "le-quiet" }, "A soft token is the mixture of its step's tokens. Choose one to feed it back alone.")),
       changed && card("tokens-changed", `What each step says: ${after}`, heatMap(changed, "changed")),
       card("ranking", `Ranking at K = ${k}`, list(base, null)),
       changed && card("ranking-changed", `Ranking at K = ${k}: ${after}`, list(changed, base)),
@@ -245,7 +245,7 @@ export function mount(root, host) {
   }
 
   function card(part, title, ...content) {
-    return h("section", { class: `le-card le-${part}`, "aria-label": title }, h("h3", {}, title), content);
+    return h("section", { class: `le-card le-${part}`, "aria-label": title }, h("h2", {}, title), content);
   }
 
   function select(id) {
@@ -317,7 +317,7 @@ export function mount(root, host) {
 
   /** A line per document over K: the first ranks, and a lane below for relevant documents further down. */
   function bump(answer) {
-    const [width, height, left, right, up] = [640, 330, 30, 150, 24];
+    const [width, height, left, right, up] = [640, 330, 46, 146, 24];
     const lanes = top + 1;
     const x = (k) => left + ((k - 1) / (steps - 1)) * (width - left - right);
     const y = (rank) => up + ((Math.min(rank, lanes) - 1) / (lanes - 1)) * (height - up - 14);
@@ -339,7 +339,7 @@ export function mount(root, host) {
           points.slice(1).map((p, i) => p && points[i] && s("path", { d: `M${points[i][0]} ${points[i][1]}C${points[i][0] + 25} ${points[i][1]} ${p[0] - 25} ${p[1]} ${p[0]} ${p[1]}` })),
           points.map((p) => p && s("circle", { cx: p[0], cy: p[1], r: below ? (p[2] > top ? 9 : 6) : 3.5 })),
           points.map((p) => p && p[2] > top && s("text", { class: "le-number", x: p[0], y: p[1] + 3.5, "text-anchor": "middle" }, p[2] > 999 ? "…" : p[2])),
-          last && s("text", { class: "le-label", x: last[0] + 14, y: last[1] + 4 }, clip(d.text, 21)));
+          last && s("text", { class: "le-label", x: last[0] + 14, y: last[1] + 4 }, clip(d.text, 18)));
       }));
   }
 
@@ -406,7 +406,7 @@ function describe(base, changed, k) {
   const first = (answer) => answer.documents.find((d) => d.ranks[k - 1] === 1);
   const best = (answer, field) => Math.min(...answer.documents.filter((d) => d.relevant).map((d) => d[field][k - 1]));
   const [was, is] = [first(base), first(changed)];
-  const top = was.id === is.id ? `“${clip(is.text, 50)}” stays first` : `“${clip(is.text, 50)}” comes first, before “${clip(was.text, 50)}” did`;
+  const top = was.id === is.id ? `“${clip(is.text, 50)}” stays first` : `“${clip(is.text, 50)}” comes first instead of “${clip(was.text, 50)}”`;
   if (!changed.judged) return `${label}: at K = ${k}, ${top}.`;
   const [from, to] = [best(changed, "before"), best(changed, "ranks")];
   return `${label}: at K = ${k} the relevant document ${from === to ? `stays at rank ${to}` : `goes from rank ${from} to ${to}`}; ${top}.`;
