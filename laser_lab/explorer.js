@@ -6,7 +6,9 @@ const SVG = "http://www.w3.org/2000/svg";
 
 /** An element: attributes by name, on* as listeners, then children (strings become text). */
 function h(tag, attributes = {}, ...children) {
-  return fill(document.createElement(tag), attributes, children);
+  // JupyterLab's shortcuts (arrows, letters) match the very element in focus, so each one is to be spared.
+  const spared = ["input", "select", "button", "td"].includes(tag) ? { "data-lm-suppress-shortcuts": "true" } : {};
+  return fill(document.createElement(tag), { ...spared, ...attributes }, children);
 }
 
 function s(tag, attributes = {}, ...children) {
@@ -114,7 +116,7 @@ export function mount(root, host) {
   );
 
   root.append(
-    h("section", { class: "laser-explorer", "aria-label": "Explorer of latent thoughts", "data-lm-suppress-shortcuts": "true" },
+    h("section", { class: "laser-explorer", "aria-label": "Explorer of latent thoughts" },
       h("form", { class: "le-form le-ask", onsubmit: (event) => { event.preventDefault(); ask(query.value); } },
         h("label", { for: query.id }, "Query"), query, h("button", { type: "submit", class: "le-go" }, "Think")),
       examples.length > 0 && h("div", { class: "le-chips le-examples", role: "group", "aria-label": "Examples" },
