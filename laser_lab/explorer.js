@@ -30,7 +30,13 @@ const readable = (token) => {
   return shown.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => "U+" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0"));
 };
 const clip = (text, length) => ([...text].length > length ? [...text].slice(0, length - 1).join("") + "…" : text);
-const percent = (p) => (p >= 0.0995 ? `${Math.round(100 * p)} %` : p >= 0.001 ? `${(100 * p).toFixed(1)} %` : "<0.1 %");
+const percent = (p) => (p >= 0.0995 ? Math.round(100 * p) : p >= 0.001 ? (100 * p).toFixed(1) : "<0.1") + "\u00a0%";
+/** Enter in a field; said in so many words, for JupyterLab keeps forms from being submitted by it. */
+const onEnter = (action) => (event) => {
+  if (event.key !== "Enter" || event.isComposing) return;
+  event.preventDefault();
+  action();
+};
 
 // -- where answers come from ------------------------------------------------------------------------------------------
 
@@ -87,14 +93,14 @@ export function mount(root, host) {
   const state = { k: settings.start, base: null, changed: null, selected: null, asked: 0 };
 
   // Controls stay; what they show is drawn anew after every change.
-  const query = h("input", { id: `${name}-query`, type: "text", class: "le-query", autocomplete: "off", spellcheck: "false", placeholder: examples[0] ?? "Type a query" });
+  const query = h("input", { id: `${name}-query`, type: "text", class: "le-query", autocomplete: "off", spellcheck: "false", placeholder: examples[0] ?? "Type a query", onkeydown: onEnter(() => ask(query.value)) });
   const status = h("p", { class: "le-status", role: "status", "aria-live": "polite" });
   const problem = h("p", { class: "le-problem", role: "alert" });
   const slider = h("input", { id: `${name}-k`, type: "range", class: "le-k", min: 1, max: steps, step: 1, value: state.k, list: `${name}-ticks`, oninput: () => setK(Number(slider.value)) });
   const kShown = h("output", { class: "le-k-shown", for: slider.id });
   const step = h("select", { id: `${name}-step`, class: "le-step" }, range(1, steps - 1).map((k) => h("option", { value: k }, String(k))));
   const kind = h("select", { id: `${name}-kind`, class: "le-kind", onchange: () => showValue() }, Object.entries(kinds).map(([value, text]) => h("option", { value }, text)));
-  const value = h("input", { id: `${name}-value`, type: "text", class: "le-value", autocomplete: "off", spellcheck: "false", list: `${name}-values` });
+  const value = h("input", { id: `${name}-value`, type: "text", class: "le-value", autocomplete: "off", spellcheck: "false", list: `${name}-values`, onkeydown: onEnter(() => apply()) });
   const valueLabel = h("label", { for: value.id });
   const values = h("datalist", { id: `${name}-values` });
   const valueField = h("span", { class: "le-field" }, valueLabel, value, values);
@@ -106,19 +112,19 @@ export function mount(root, host) {
   const interventions = h("fieldset", { class: "le-panel" },
     h("legend", {}, "Change a thought"),
     host.live
-      ? h("form", { class: "le-form", onsubmit: (event) => { event.preventDefault(); apply(); } },
+      ? h("div", { class: "le-form" },
           h("span", { class: "le-field" }, h("label", { for: step.id }, "Instead of soft token"), step),
           h("span", { class: "le-field" }, h("label", { for: kind.id }, "feed back"), kind),
           valueField,
-          h("button", { type: "submit", class: "le-apply" }, "Apply"), reset)
+          h("button", { type: "button", class: "le-apply", onclick: () => apply() }, "Apply"), reset)
       : h("div", { class: "le-form" }, presets, reset),
     effect,
   );
 
   root.append(
     h("section", { class: "laser-explorer", "aria-label": "Explorer of latent thoughts" },
-      h("form", { class: "le-form le-ask", onsubmit: (event) => { event.preventDefault(); ask(query.value); } },
-        h("label", { for: query.id }, "Query"), query, h("button", { type: "submit", class: "le-go" }, "Think")),
+      h("div", { class: "le-form le-ask", role: "search" },
+        h("label", { for: query.id }, "Query"), query, h("button", { type: "button", class: "le-go", onclick: () => ask(query.value) }, "Think")),
       examples.length > 0 && h("div", { class: "le-chips le-examples", role: "group", "aria-label": "Examples" },
         h("span", { class: "le-quiet" }, "Examples"),
         examples.map((text) => h("button", { type: "button", class: "le-chip", title: text, onclick: () => { query.value = text; ask(text); } }, clip(text, 60)))),
@@ -268,9 +274,9 @@ export function mount(root, host) {
           h("th", { scope: "row" }, k, replaced && h("span", { class: "le-mark", title: out ? "not pooled, and not fed back" : "not fed back: replaced" }, out ? " ✕" : " ⇄")),
           tokens.map((token, rank) => {
             const take = host.live && k < steps;
-            const cell = h("td", { class: token.p > 0.55 ? "le-strong" : "", title: `${readable(token.text)}: ${percent(token.p)}` + (take ? " · click to feed it back" : "") },
+            const cell = h("td", { class: token.p >= 0.8 ? "le-strong" : "", title: `${readable(token.text)}: ${percent(token.p)}` + (take ? " · click to feed it back" : "") },
               h("span", { class: "le-token" }, clip(readable(token.text), 14)), h("span", { class: "le-p" }, percent(token.p)));
-            cell.style.setProperty("--p", `${Math.round(100 * token.p)}%`);
+            cell.style.setProperty("--p", token.p);
             if (host.live) {
               cell.tabIndex = row === 0 && rank === 0 ? 0 : -1;
               cell.dataset.key = `${part} ${row} ${rank}`;
@@ -383,11 +389,13 @@ export function mount(root, host) {
     /** A label beside its dot, moved down where another one stands. */
     function place(px, py, text, className, size) {
       const room = [...text].length * size;
-      const lx = px + 9 + room > width ? px - 9 - room : px + 9;
+      const flip = px + 9 + room > width;
+      const lx = flip ? px - 9 - room : px + 9;
       let ly = Math.max(12, py + 4);
-      for (let tries = 0; tries < 8 && labels.some((l) => Math.abs(l.y - ly) < 14 && lx < l.x + l.room && l.x < lx + room); tries++) ly += 14;
+      const taken = (l) => Math.abs(l.y - ly) < 14 && lx < l.x + l.room && l.x < lx + room;
+      for (let tries = 0; tries < 8 && labels.some(taken); tries++) ly += 14;
       labels.push({ x: lx, y: ly, room });
-      return s("text", { x: lx, y: ly, class: className }, text);
+      return s("text", { x: flip ? px - 9 : lx, y: ly, class: className, "text-anchor": flip ? "end" : "start" }, text);
     }
   }
 

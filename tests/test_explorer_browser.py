@@ -80,8 +80,7 @@ class Page:
     def type(self, query):
         box = self.find(".le-query")
         box.clear()
-        box.send_keys(query)
-        self.find(".le-go").click()
+        box.send_keys(query, "\ue007")  # Enter
 
     def keys(self, *keys):
         from selenium.webdriver import ActionChains
@@ -356,7 +355,8 @@ def test_both_themes(page, explorer):
 def weakest_contrast(page):
     """The smallest contrast (WCAG) of a text to the nearest background behind it, and which; faded parts aside."""
     return page.browser.execute_script("""
-        const context = Object.assign(document.createElement("canvas"), {width: 1, height: 1}).getContext("2d", {willReadFrequently: true});
+        const canvas = Object.assign(document.createElement("canvas"), {width: 1, height: 1});
+        const context = canvas.getContext("2d", {willReadFrequently: true});
         const rgb = (colour) => {
           context.clearRect(0, 0, 1, 1);
           context.fillStyle = colour;
@@ -377,7 +377,7 @@ def weakest_contrast(page):
         const found = [];
         for (const node of document.querySelectorAll(".laser-explorer *")) {
           const text = [...node.childNodes].some((n) => n.nodeType === 3 && n.data.trim());
-          if (!text || node.closest(".le-later, .le-number, .le-hidden, option, title")) continue;
+          if (!text || node.closest("svg .le-later, .le-number, .le-hidden, option, title")) continue;
           const style = getComputedStyle(node);
           const [a, b] = [light(rgb(node instanceof SVGElement ? style.fill : style.color)), light(behind(node))];
           found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), node.outerHTML.slice(0, 200)]);
@@ -437,8 +437,12 @@ def test_the_committed_file_opens(browser):
     for path in files:
         browser.get(Path(path).as_uri())
         page = Page(browser)
-        page.until(lambda: len(page.ranking()) >= DOCUMENTS, "the ranking")
+        page.until(lambda page=page: len(page.ranking()) >= DOCUMENTS, "the ranking")
         page.all(".le-presets button")[0].click()
-        page.until(lambda: page.all(".le-ranking-changed li"), "the changed ranking")
+        page.until(lambda page=page: page.all(".le-ranking-changed li"), "the changed ranking")
         assert page.ranking() != page.ranking("ranking-changed") and not page.errors()
-        page.shot(path.stem)
+        for theme in ("dark", "light"):
+            features = [{"name": "prefers-color-scheme", "value": theme}]
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+            assert weakest_contrast(page) >= [4.5], theme
+            page.shot(f"{path.stem}-{theme}")
