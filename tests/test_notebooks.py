@@ -13,6 +13,7 @@ TINY = {
     "01_quickstart": dict(QUERIES=4),
     "02_decode_thoughts": dict(QUERIES=4, STEPS=3),
     "03_train_laser": dict(STEPS=4, BATCH=8, READ_STEPS=[2, 3], THINKING_STEPS=2, SHOWN=1, WORLD=TINY_WORLD),
+    "13_explorer": dict(STEPS=2, BATCH=8, THINKING_STEPS=2, EXPORTED=1, TIMED=2, WORLD=TINY_WORLD),
 }
 
 
