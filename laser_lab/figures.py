@@ -220,7 +220,7 @@ def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) 
         for ax, (change, panel) in zip(axes, panels):
             for mark, line in panel.sort_values("mark").groupby(["mark", "doc_id"]):
                 mark, line = mark[0], line.set_index("thinking_steps")["rank"].reindex(steps).astype(float)
-                ranks = line.where(line <= top) if not mark else line.clip(upper=lane)
+                ranks = line.mask(line > top, lane if mark else float("nan"))
                 if ranks.isna().all():
                     continue
                 style = dict(linewidth=2.5, markersize=7, zorder=3) if mark else dict(linewidth=1, markersize=3)
