@@ -5,7 +5,7 @@ PRESET ?= default
 BIN    := $(VENV)/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: figures test lab lint slow clean
+.PHONY: figures test lab lint slow browser clean
 figures: $(VENV)/.ready
 	$(BIN)/python -m laser_lab.notebooks --preset $(PRESET)
 
@@ -14,8 +14,15 @@ test: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
 
-slow: $(VENV)/.ready
+slow: $(VENV)/.ready browser
 	$(BIN)/python -m pytest -m slow
+
+# For the tests of the explorer in a real browser; where it cannot be installed they are skipped, and say so.
+browser:
+	@command -v chromium > /dev/null && command -v chromedriver > /dev/null \
+	  || { command -v apt-get > /dev/null && test "$$(id -u)" = 0 && apt-get update -qq \
+	       && apt-get install -qq -y --no-install-recommends chromium chromium-driver fonts-dejavu-core; } \
+	  || echo "Chromium and chromedriver are not here and cannot be installed (Debian packages, root): those tests skip."
 
 lab: $(VENV)/.ready
 	$(BIN)/jupyter lab notebooks

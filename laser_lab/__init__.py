@@ -15,6 +15,7 @@ __all__ = [
     "Method",
     "Thoughts",
     "evaluate",
+    "explore",
     "load",
     "nearest_tokens",
     "query_prompt",
@@ -30,4 +31,8 @@ def __getattr__(name: str) -> Any:
         from laser_lab.training import train
 
         return train
+    if name == "explore":  # as do the explorer's parts
+        from laser_lab.explorer import explore
+
+        return explore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

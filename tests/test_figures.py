@@ -114,6 +114,29 @@ def test_heatmap_writes_into_its_cells():
         figures.heatmap(frame.drop(columns="layer"), "accuracy", x="step", y="layer")
 
 
+def test_rank_bumps(tmp_path):
+    ranks = {"a": [1, 3, 2], "b": [2, 1, 1], "c": [3, 2, 3]}
+    rows = [
+        (change, k, rank, doc, f"document $1 {doc} {ODD[6]}", {"b": "relevant"}.get(doc, ""))
+        for change in ("as thought", "soft token 1 → noise")
+        for doc, places in ranks.items()
+        for k, rank in enumerate(places, 1)
+    ]
+    frame = pd.DataFrame(rows, columns=["change", "thinking_steps", "rank", "doc_id", "document", "mark"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fig = figures.rank_bumps(frame, top=1)
+        figures.save(fig, frame, "bumps", tmp_path)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["as thought", "soft token 1 → noise"]
+    for ax in fig.axes:
+        shown = [line.get_ydata().tolist() for line in ax.lines if len(line.get_xdata())]
+        assert [y[0] for y in shown] == [1, 2.3], "a, and b below the top at first; c is never on top"
+        assert "2" in [text.get_text() for text in ax.texts], "where b is when it is out of the top"
+    assert [text.get_text() for text in fig.legends[0].get_texts()] == ["relevant"]
+    with pytest.raises(ValueError, match="lacks the column 'mark'"):
+        figures.rank_bumps(frame.drop(columns="mark"))
+
+
 def test_a_frame_that_cannot_be_drawn():
     with pytest.raises(ValueError, match="lacks the column 'token'"):
         figures.thought_heatmap(token_frame().drop(columns="token"))

@@ -22,6 +22,7 @@ TINY = {
     "09_latent_vocabulary": TINY_GRID | dict(THINKING_STEPS=2, METHODS=["laser", "gircse"]),
     "10_latent_geometry": TINY_GRID | dict(THINKING_STEPS=2, SHOWN=6),
     "12_inside_a_thought": TINY_GRID | dict(THINKING_STEPS=2, PROBE_TEXTS=20, QUESTIONS=4, MODEL_STEPS=2),
+    "13_explorer": dict(STEPS=2, BATCH=8, THINKING_STEPS=2, EXPORTED=1, TIMED=2, WORLD=TINY_WORLD),
 }
 
 

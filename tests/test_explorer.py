@@ -1,0 +1,322 @@
+"""The explorer without a browser: its answers against plain computation, bad input, the widget's messages, the file."""
+
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_backbone
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import laser_lab as ll
+from laser_lab.data.readers import RetrievalTask
+from laser_lab.explorer import DOCUMENTS, KINDS, MAPPED, STEPS, TOKENS, Change, Explorer
+from laser_lab.retriever import LatentEncoder, LatentRetriever
+from laser_lab.thinking import pool
+
+QUERIES = {"q1": "why is the sky blue", "q2": "sea", "q3": "rain and snow"}
+CORPUS = {f"d{i}": text for i, text in enumerate(
+    ["light scatters", "water water", "snow", "green sea light", "long question", "the sky", "blue", "because rain",
+     "not very", "or a sea", "is it", "why not", "sky blue sky", "and snow and rain"])}  # fmt: skip
+TASK = RetrievalTask("tiny", QUERIES, CORPUS, {"q1": {"d5": 1, "d6": 0}, "q2": {"d3": 2, "d9": 1}})
+QUERY = QUERIES["q1"]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder):
+    return ll.load(tiny_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def explorer(model):
+    return Explorer(model, TASK)
+
+
+def ranks(answer, field="ranks"):
+    return {d["id"]: d[field] for d in answer["documents"]}
+
+
+def test_every_k_of_one_answer_is_what_that_k_alone_gives(model, explorer):
+    answer = explorer.answer(QUERY)
+    for k in range(1, STEPS + 1):
+        query = model.encode_query(QUERY, thinking_steps=k)
+        scores = model.encode_document(list(CORPUS.values()), thinking_steps=k) @ query
+        first = [list(CORPUS)[i] for i in np.argsort(-scores)]
+        found = sorted(answer["documents"], key=lambda d, k=k: d["ranks"][k - 1])
+        assert [d["id"] for d in found if d["ranks"][k - 1] <= DOCUMENTS] == first[:DOCUMENTS]
+        for d in found:
+            assert d["scores"][k - 1] == pytest.approx(scores[list(CORPUS).index(d["id"])], abs=1e-4)
+    assert [d["id"] for d in answer["documents"] if d["relevant"]] == ["d5"] and answer["judged"]
+    assert {d["id"] for d in explorer.answer("sea")["documents"] if d["relevant"]} == {"d3", "d9"}
+    assert not explorer.answer("blue sea")["judged"]
+
+
+def test_tokens_are_the_nearest_tokens(model, explorer):
+    frame = ll.nearest_tokens(model, ll.think(model, [QUERY], STEPS, prompt_name="query"), top=TOKENS)
+    tokens = explorer.answer(QUERY)["tokens"]
+    assert [t["text"] for step in tokens for t in step] == frame["token"].tolist()
+    assert [t["p"] for step in tokens for t in step] == pytest.approx(frame["probability"].tolist(), abs=1e-4)
+    for step in tokens:
+        for token in step:  # the name leads back to the token
+            back = model[0].tokenizer.convert_ids_to_tokens(explorer._token_id(token["name"]))
+            assert back == token["text"]
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_a_thought_replaced_by_itself_changes_nothing(explorer, step):
+    before, after = explorer.answer(QUERY), explorer.answer(QUERY, Change(step, "query", QUERY))
+    for part in ("tokens", "path"):
+        assert after[part] == before[part]
+    assert ranks(after) == ranks(before) == ranks(after, "before")
+    states = [explorer._rollout(QUERY, change)[0].states for change in (None, Change(step, "query", QUERY))]
+    assert torch.equal(*states)
+
+
+@pytest.mark.parametrize("kind, value", [("token", "snow"), ("query", "rain and snow"), ("mean", ""), ("noise", "3")])
+def test_a_change_is_felt_after_its_step_only(model, explorer, kind, value):
+    step = 3
+    change = Change(step, kind, value)
+    plain, changed = (explorer._rollout(QUERY, c)[0].states[0] for c in (None, change))
+    assert torch.equal(plain[:step], changed[:step])
+    assert (plain[step:] - changed[step:]).abs().amax(dim=1).min() > 1e-3
+
+    def expected(k, soft_token, rows):
+        if k != step:
+            return soft_token
+        if kind == "token":
+            return model[0].backbone.embed(model[0].tokenizer("snow", return_tensors="pt")["input_ids"])[0]
+        if kind == "noise":
+            assert explorer._rollout(QUERY, change)[1][step - 1].norm() == pytest.approx(float(soft_token.norm()))
+            return explorer._rollout(QUERY, change)[1][step - 1]
+        texts = [value] if kind == "query" else list(QUERIES.values())
+        states = ll.think(model, texts, STEPS, prompt_name="query").states[:, step - 1]
+        return model[0].backbone.soft_token(states).mean(0, keepdim=True)
+
+    states = ll.think(model, [QUERY], STEPS, prompt_name="query", edit=expected).states[0]
+    torch.testing.assert_close(changed, states, atol=1e-5, rtol=1e-4)
+    answer = explorer.answer(QUERY, change)
+    assert answer["change"] == {"step": 3, "kind": kind, "value": value, "label": change.label}
+    before = ranks(explorer.answer(QUERY))
+    assert all(ranks(answer, "before")[d] == before[d] for d in before if d in ranks(answer))
+
+
+def test_noise_depends_on_its_seed_alone(explorer):
+    one, again, two = (explorer._think(QUERY, Change(1, "noise", seed))[0].states for seed in ("1", "1", "2"))
+    assert torch.equal(one, again) and not torch.equal(one, two)
+
+
+def test_a_knocked_out_step_is_not_pooled(model, explorer):
+    change = Change(1, "knock-out")
+    answer = explorer.answer(QUERY, change)
+    assert answer["path"][0] is None and {d["ranks"][0] for d in answer["documents"]} == {None}
+    states = explorer._rollout(QUERY, Change(1, "mean"))[0].states
+    for k in range(2, STEPS + 1):
+        documents = model.encode_document(list(CORPUS.values()), thinking_steps=k, convert_to_tensor=True)
+        scores = dict(zip(CORPUS, (documents @ pool(states[:, 1:k])[0]).tolist()))
+        for d in answer["documents"]:
+            assert d["scores"][k - 1] == pytest.approx(scores[d["id"]], abs=1e-4)
+    frame = explorer.ranking(QUERY, change)
+    assert frame["thinking_steps"].unique().tolist() == list(range(2, STEPS + 1))
+
+
+def test_ranking_is_the_whole_ranking(explorer):
+    frame = explorer.ranking(QUERY, Change(2, "mean"))
+    assert len(frame) == STEPS * len(CORPUS)
+    for _, part in frame.groupby("thinking_steps"):
+        assert part["rank"].tolist() == list(range(1, len(CORPUS) + 1))
+        assert part["score"].is_monotonic_decreasing and part.loc[part["relevant"], "doc_id"].tolist() == ["d5"]
+    answer = ranks(explorer.answer(QUERY, Change(2, "mean")))
+    assert answer == {d: frame[frame["doc_id"] == d]["rank"].tolist() for d in answer}
+
+
+def test_generated_pooling_changes_the_soft_token_that_the_step_is_read_as():
+    """GIRCSE's first pooled state is the second state: what its reading shows is soft token 2."""
+    encoder = LatentEncoder(tiny_backbone(), pooling="generated", thinking_steps=3)
+    explorer = Explorer(LatentRetriever(modules=[encoder], prompts={"query": "", "document": ""}, device="cpu"), TASK)
+    plain, own, other = (
+        explorer._rollout(QUERY, change)[0].states[0]
+        for change in (None, Change(2, "query", QUERY), Change(2, "token", "snow"))
+    )
+    assert torch.equal(plain, own) and torch.equal(plain[:2], other[:2]) and not torch.equal(plain[2], other[2])
+
+
+def test_corpora(model):
+    for corpus in (CORPUS, list(CORPUS.values()), tuple(CORPUS.values())):
+        explorer = Explorer(model, corpus)
+        answer = explorer.answer(QUERY)
+        assert not answer["judged"] and explorer.examples == []
+        with pytest.raises(ValueError, match="mean thought needs at least two example queries"):
+            explorer.answer(QUERY, Change(1, "mean"))
+        assert len(answer["documents"]) >= DOCUMENTS
+    assert Explorer(model, ["one document"], ["sea"]).answer("sea")["documents"][0]["ranks"] == [1] * STEPS
+    many = Explorer(model, ["sea " + w for w in list(CORPUS.values()) * 40], ["sea", "sky"])
+    drawn = many._settings(many.examples)["map"]
+    assert MAPPED / 2 < len(drawn) <= MAPPED
+    for empty in ([], {}):
+        with pytest.raises(ValueError, match="the corpus is empty"):
+            Explorer(model, empty)
+    for wrong in ("one text", [1, 2], {"a": None}):
+        with pytest.raises(TypeError):
+            Explorer(model, wrong)
+    with pytest.raises(ValueError, match="The query is empty"):
+        Explorer(model, CORPUS, ["sea", " "])
+
+
+@pytest.mark.parametrize("query, message", [
+    ("", "The query is empty"),
+    ("  \n", "The query is empty"),
+    ("x" * 10_000, "The query has 10,000 characters; at most 2,000"),
+    ("sky " * 60, r"The query has \d+ tokens, its prompt included; this model reads at most 57"),
+])  # fmt: skip
+def test_bad_queries(explorer, query, message):
+    with pytest.raises(ValueError, match=message):
+        explorer.answer(query)
+    with pytest.raises(ValueError, match=message):
+        explorer.ranking(query)
+    with pytest.raises(ValueError, match=message):
+        explorer.answer(QUERY, Change(1, "query", query))
+
+
+def test_the_longest_query_that_fits_is_answered(explorer):
+    prompt = len(explorer.model[0].tokenizer(explorer._prompt)["input_ids"])
+    assert explorer.answer(" ".join(["sky"] * (57 - prompt)))["tokens"]
+    with pytest.raises(ValueError, match="58 tokens"):
+        explorer.answer(" ".join(["sky"] * (58 - prompt)))
+
+
+def test_bad_changes(explorer):
+    for step in (0, STEPS, -1, 1.0, "1", True, None):
+        with pytest.raises(ValueError, match="The step must be from 1 to 7"):
+            Change(step, "mean")
+    with pytest.raises(ValueError, match="can be replaced by token, query, mean, noise, knock-out"):
+        Change(1, "tea leaves")
+    for seed in ("x", "-1", "1.5", "9" * 10):
+        with pytest.raises(ValueError, match="The seed of the noise"):
+            Change(1, "noise", seed)
+    for name, message in {
+        "": "Name a token",
+        "snwo": "“snwo” is no token of this model. Did you mean “snow”",
+        "xyzzy": "“xyzzy” is no token of this model.$",
+        "sky blue": "is not one token but 2: “sky”, “blue”",
+        "#10000": r"There is no token #10000: the ids go from #0 to #\d+",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            explorer.answer(QUERY, Change(1, "token", name))
+    assert explorer._token_id("<unk>") == explorer.model[0].tokenizer.unk_token_id
+
+
+def test_unknown_words_are_noted(explorer):
+    assert explorer.answer(QUERY)["notes"] == []
+    assert explorer.answer("why <b>is</b> xyzzy xyzzy")["notes"] == [
+        "Not in this model's vocabulary: “<b>is</b>”, “xyzzy”."
+    ]
+
+
+# -- the widget ----------------------------------------------------------------------------------------------------
+
+
+class Page:
+    """Stands for the widget: keeps what is sent to the page."""
+
+    def __init__(self, explorer):
+        self.explorer, self.replies = explorer, []
+
+    def send(self, reply):
+        self.replies.append(json.loads(json.dumps(reply, allow_nan=False)))
+
+    def ask(self, **request):
+        self.explorer._on_message(self, request, [])
+        return self.replies[-1]
+
+
+def test_messages(explorer):
+    page = Page(explorer)
+    reply = page.ask(id="a", query=QUERY, change=None)
+    assert reply["id"] == "a" and ranks(reply["answer"]) == ranks(explorer.answer(QUERY))
+    reply = page.ask(id="b", query=QUERY, change={"step": 1, "kind": "noise", "value": "1"})
+    assert ranks(reply["answer"]) == ranks(explorer.answer(QUERY, Change(1, "noise", "1")))
+    for request in (
+        {"query": ""},
+        {"query": None},
+        {},
+        {"query": QUERY, "change": {}},
+        {"query": QUERY, "change": {"step": 1, "kind": "mean", "more": 1}},
+        {"query": QUERY, "change": {"step": 1, "kind": ["mean"], "value": ""}},
+        {"query": QUERY, "change": {"step": 1, "kind": "token", "value": None}},
+        {"query": QUERY, "change": 5},
+    ):
+        assert page.ask(**request).keys() == {"id", "error"}
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    query=st.text(st.characters(), max_size=30) | st.sampled_from(sorted(QUERIES.values())),
+    step=st.integers(-1, STEPS + 1),
+    kind=st.sampled_from([*KINDS, "other"]),
+    value=st.text(st.characters(), max_size=12) | st.sampled_from(["snow", "#3", "0"]),
+)
+def test_every_message_gets_an_answer_or_a_reason(explorer, query, step, kind, value):
+    page = Page(explorer)
+    for change in (None, {"step": step, "kind": kind, "value": value}):
+        reply = page.ask(id=1, query=query, change=change)
+        assert ("answer" in reply) != bool(reply.get("error"))
+
+
+def test_explore_shows_a_widget(model):
+    explorer = ll.explore(model, TASK, show_progress_bar=False)
+    bundle = explorer._repr_mimebundle_()
+    data = bundle[0] if isinstance(bundle, tuple) else bundle
+    assert "application/vnd.jupyter.widget-view+json" in data
+    state = explorer.widget.get_state()
+    assert state["settings"]["examples"] == list(QUERIES.values())
+    assert state["settings"]["first"]["query"] == QUERY and state["settings"]["start"] == 3
+    assert "export default" in state["_esm"] and ".laser-explorer" in state["_css"]
+    assert explorer.widget is explorer.widget
+    assert Explorer(model, CORPUS).widget.settings["first"] is None
+
+
+def test_without_the_extra(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "anywidget", None)
+    with pytest.raises(ModuleNotFoundError, match=r"anywidget is needed here: pip install 'laser_lab\[lab\]'"):
+        ll.explore(model, TASK)
+
+
+# -- the file ------------------------------------------------------------------------------------------------------
+
+
+def test_the_file_is_whole_and_needs_nothing_else(model, tmp_path):
+    evil = '</script><script>alert(1)</script> <!-- <img src=x onerror="alert(2)"> {STYLE} \u2028'
+    task = RetrievalTask("a <b> & c", {"q1": QUERY, "q2": "sea " + evil}, CORPUS | {"bad": evil}, {"q1": {"bad": 1}})
+    explorer = Explorer(model, task)
+    path = explorer.to_html(tmp_path / "new" / "page.html")
+    text = path.read_text(encoding="utf-8")
+    assert [p.name for p in path.parent.iterdir()] == ["page.html"]
+    assert set(re.findall(r"https?://[^\"\s]+", text)) == {"http://www.w3.org/2000/svg"}
+    assert "default-src 'none'" in text and not re.search(r"\b(src|href)=|@import|url\(", text.replace("src=x", ""))
+    assert text.count("</script>") == 2 and "<img" not in text and "<!--" not in text.lower()
+    assert "<title>Latent thoughts: a &lt;b&gt; &amp; c</title>" in text
+    held = json.loads(re.search(r'id="settings">(.*?)</script>', text, re.S)[1])
+    assert held["examples"] == list(task.queries.values()) and held["steps"] == STEPS
+    # every kind at every soft token below the model's own K = 3, for every query
+    assert len(held["answers"]) == len(task.queries) * (1 + 2 * len(KINDS))
+    for answer in held["answers"]:
+        change = answer["change"] and Change(*(answer["change"][key] for key in ("step", "kind", "value")))
+        expected = explorer.answer(answer["query"], change)
+        assert ranks(answer) == ranks(expected) and answer["tokens"] == expected["tokens"]
+        assert all(len(d["ranks"]) == STEPS for d in answer["documents"])
+    assert {d["id"]: d["text"] for d in held["map"]}["bad"].startswith("</script>")
+
+
+def test_the_file_of_chosen_queries(explorer, model, tmp_path):
+    one = explorer.to_html(tmp_path / "one.html", ["blue sea"]).read_text(encoding="utf-8")
+    held = json.loads(re.search(r'id="settings">(.*?)</script>', one, re.S)[1])
+    assert held["examples"] == ["blue sea"] and {a["query"] for a in held["answers"]} == {"blue sea"}
+    before = (tmp_path / "one.html").read_bytes()
+    with pytest.raises(ValueError, match="The query is empty"):
+        explorer.to_html(tmp_path / "one.html", ["sea", ""])
+    with pytest.raises(ValueError, match="there is no query to write"):
+        Explorer(model, CORPUS).to_html(tmp_path / "one.html")
+    assert (tmp_path / "one.html").read_bytes() == before
