@@ -351,7 +351,8 @@ def heatmap(
                     ax.text(column, row, shown, ha="center", va="center", fontsize=9, parse_math=False,
                             color="white" if numbers[row, column] > 0.65 else "black")  # fmt: skip
             if name is not None:
-                ax.set_title(str(name), fontsize=11, parse_math=False)
+                shown = name if isinstance(name, str) else f"{_name(panel)} {name}"
+                ax.set_title(shown, fontsize=11, parse_math=False)
             ax.set_xticks(range(len(columns)), columns)
             ax.set_yticks(range(len(rows)), rows)
             ax.tick_params(length=0)
