@@ -293,7 +293,8 @@ def grouped_bars(
                 bars = part[part[group] == value].drop_duplicates(x).set_index(x).reindex(places)
                 centres = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(places))]
                 whiskers = [bars[measure] - bars["low"], bars["high"] - bars[measure]]
-                ax.bar(centres, bars[measure], width=0.92 * width, color=GROUP_COLOURS[at % len(GROUP_COLOURS)],
+                colour = METHOD_COLOURS.get(value, GROUP_COLOURS[at % len(GROUP_COLOURS)])
+                ax.bar(centres, bars[measure], width=0.92 * width, color=colour,
                        label=str(value), yerr=whiskers, capsize=3, error_kw={"linewidth": 1.2})  # fmt: skip
             ax.axhline(0, color="black", linewidth=0.8)
             ax.set_xticks(range(len(places)), [_wrap(str(place), 16) for place in places])

@@ -85,6 +85,8 @@ METHODS: dict[str, Method] = {
     "latent": Method(),
     "gircse": Method(pooling="generated", contrastive=0.0, stepwise=1.0, monotonicity=1.0),
     "laser": _LASER,
+    # the retriever of rewrite-then-retrieve: trained on [query ; reasoning ; eos], in one pass
+    "rewrite": Method(thinking_steps=1, contrastive=0.0, explicit=1.0),
     # Table 5 of the paper
     "laser-no-explicit": _LASER.replace(explicit=0.0, output=0.0, process=0.0),
     "laser-no-latent": _LASER.replace(thinking_steps=1),

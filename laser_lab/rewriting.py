@@ -63,12 +63,13 @@ class RewriteRetriever(LatentRetriever):
 
     generator: Backbone
     options: dict[str, Any]
+    end: str
 
     def rewrite(self, queries: Sequence[str], show_progress_bar: bool = False) -> list[str]:
         """Each query followed by a blank line and what the generator wrote, as the explicit view joins them."""
         texts = check_texts(queries)
         reasoning = generate_reasoning(self.generator, texts, show_progress_bar=show_progress_bar, **self.options)
-        return [f"{text}\n\n{r}" if r else text for text, r in zip(texts, reasoning)]
+        return [f"{text}\n\n{r}{self.end}" if r else text for text, r in zip(texts, reasoning)]
 
     def encode_query(self, inputs: str | Sequence[str], *args: Any, **kwargs: Any) -> Any:
         """:meth:`LatentRetriever.encode_query` of the rewritten queries."""
@@ -82,6 +83,7 @@ def rewrite_then_retrieve(
     retriever: LatentRetriever,
     *,
     template: str = "{query}",
+    end: str = "",
     max_new_tokens: int = 128,
     batch_size: int = 16,
 ) -> RewriteRetriever:
@@ -91,6 +93,8 @@ def rewrite_then_retrieve(
         generator: A causal LM: a loaded retriever (its backbone writes) or a :class:`Backbone`. It may be the
             retriever's own, adapter included; documents are encoded by `retriever` alone.
         template: The generator's prompt, with ``{query}`` in it.
+        end: What follows the reasoning. A retriever trained on the explicit view (``METHODS["rewrite"]``) expects
+            the tokenizer's eos there.
 
     Returns:
         A retriever that shares `retriever`'s weights, prompts and settings. Its time per query includes generation.
@@ -104,6 +108,7 @@ def rewrite_then_retrieve(
     )
     # a plain attribute: the generator is no part of the retriever's weights
     object.__setattr__(combined, "generator", backbone)
+    combined.end = end
     combined.options = dict(template=template, max_new_tokens=max_new_tokens, batch_size=batch_size)
     if "{query}" not in template:
         raise ValueError(f"template must hold {{query}}, got {template!r}")
