@@ -147,7 +147,7 @@ def run_cell(cell: Cell) -> None:
     import pandas as pd
 
     from laser_lab.evaluation import score_steps
-    from laser_lab.probing.vocabulary import nearest_tokens
+    from laser_lab.probing.vocabulary import fed_back, nearest_tokens
     from laser_lab.retriever import load, think
     from laser_lab.training import train
 
@@ -177,7 +177,8 @@ def run_cell(cell: Cell) -> None:
         scores = score_steps(queries, documents, task, cell.steps)
         scores["ndcg@10_same_k"] = score_steps(queries, documents, task)["ndcg@10"]
         # does the soft token of step k name the k-th bridge entity?
-        tokens = nearest_tokens(model, queries, top=1)
+        thoughts = fed_back(model, queries.texts, longest, prompt_name="query", batch_size=128)
+        tokens = nearest_tokens(model, thoughts, top=1)
         named = tokens.pivot(index="text", columns="step", values="token").to_numpy()
         bridges = np.array([composition.bridges for composition in compositions], dtype=object)
         hits = pd.DataFrame({"query_id": list(task.queries)})

@@ -32,6 +32,8 @@ METHOD_COLOURS = {
     "laser-no-process": "#ece133",
     "laser-no-output": "#332288",
     "laser-no-colearning": "#661100",
+    "explicit view": "#44aa99",
+    "untrained": "#333333",
     "random": "#949494",
 }
 """Method to colour, safe for colour-blind readers (seaborn's "colorblind" palette and two dark ones of Paul Tol's)."""
@@ -56,6 +58,7 @@ NAMES = {
     "train_steps": "K in training",
     "milliseconds": "milliseconds per query",
     "hops": "hops:",
+    "verbosity": "tokens of reasoning per hop",
     "step": "thinking step k",
     "probability": "probability",
     "cosine": "cosine similarity",
@@ -177,20 +180,27 @@ def frontier(
     Raises:
         ValueError: The frame is empty or lacks a column.
     """
+    import numpy as np
+
     _check(frame, ["label", "method", x, measure, "low", "high", "pareto"])
     with _style():
         fig = _figure((7.2, 4.6))
         ax = fig.subplots()
         front = frame[frame["pareto"]].sort_values(x)
         ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
-        for _, row in frame.iterrows():
+        span, placed = np.log(frame[x].max() / frame[x].min()) or 1.0, []
+        for _, row in frame.sort_values(measure, ascending=False).iterrows():
             colour = METHOD_COLOURS.get(row["method"], GROUP_COLOURS[0])
             whisker = [[row[measure] - row["low"]], [row["high"] - row[measure]]]
             ax.errorbar(row[x], row[measure], yerr=whisker, color=colour, marker="o", markersize=8, capsize=4)
-            place = dict(xytext=(9, -4), textcoords="offset points")
+            near = [p for p in placed if abs(np.log(p[0] / row[x])) < 0.3 * span and abs(p[1] - row[measure]) < 0.06]
+            placed.append((row[x], row[measure]))  # a label below those of the points beside it
+            place = dict(xytext=(9, -4 - 13 * len(near)), textcoords="offset points")
             ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=colour, parse_math=False, **place)
         ax.set_xscale("log")
         ax.margins(x=0.15)
+        for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
+            axis("{x:g}")
         ax.set_xlabel(_name(x))
         _finish(ax, _name(measure), title, bottom=0)
         ax.legend(frameon=False, loc="lower right")

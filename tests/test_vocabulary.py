@@ -6,7 +6,7 @@ from conftest import FAMILIES, tiny_backbone, tiny_tokenizer
 
 import laser_lab as ll
 from laser_lab.probing.tracing import think_layers
-from laser_lab.probing.vocabulary import logit_lens, reasoning_mass
+from laser_lab.probing.vocabulary import fed_back, logit_lens, reasoning_mass
 from laser_lab.retriever import LatentEncoder, LatentRetriever
 
 
@@ -102,3 +102,12 @@ def test_reasoning_mass_is_fair_to_both_sides(model):
     frame = reasoning_mass(model, thoughts, reasonings)
     assert abs(frame.difference.mean()) < 4 * frame.difference.std() / 60**0.5
     assert frame.own.mean() > 0.05
+
+
+def test_every_method_is_read_where_its_soft_tokens_come_from(tiny_folder):
+    model = ll.load(tiny_folder, device="cpu")
+    expected = ll.think(model, ["the sky"], 3).states
+    model.encoder.pooling = "generated"
+    torch.testing.assert_close(fed_back(model, ["the sky"], 3).states, expected)
+    assert model.encoder.pooling == "generated"
+    torch.testing.assert_close(ll.think(model, ["the sky"], 2).states, expected[:, 1:])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,6 +14,22 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from laser_lab.probing.tracing import LayerThoughts
+
+
+def fed_back(model: SentenceTransformer, texts: Sequence[str], thinking_steps: int, **options: Any) -> Thoughts:
+    """:func:`laser_lab.think`, but state k is always the one that soft token k comes from.
+
+    A retriever that pools only the generated tokens (GIRCSE) does not pool the first of them; here nothing is left
+    out, so that the thoughts of all methods are read at the same place.
+    """
+    from laser_lab.retriever import think
+
+    encoder = model[0]
+    pooling, encoder.pooling = encoder.pooling, "all"
+    try:
+        return think(model, texts, thinking_steps, **options)
+    finally:
+        encoder.pooling = pooling
 
 
 def nearest_tokens(
