@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import io
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -193,12 +193,14 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
     """Run what is not cached and return the whole table: a row per cell, query and inference K.
 
     Args:
-        workers: Cells at a time, each a process with one thread; default: a process per core. 0 runs them here.
+        workers: Cells at a time, each a process with one thread (joblib); default: a process per core. 0 runs them
+            here.
 
     Raises:
-        RuntimeError: A cell failed; those that ended are kept, and the end of its output is in the message.
+        RuntimeError: A cell failed; the others are done.
     """
     import pandas as pd
+    from joblib import Parallel, delayed, parallel_config
     from tqdm.auto import tqdm
 
     cells = list(cells)
@@ -207,36 +209,26 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
     for config in {json.dumps(cell.world, sort_keys=True): HopWorldConfig(**cell.world) for cell in waiting}.values():
         pretrained(config)  # once, before the cells need it
     with tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="Cells", disable=not show_progress_bar) as bar:
-        if workers == 0:
-            for cell in waiting:
-                run_cell(cell)
+        # one thread each: the matrices are small, and threads that wait for each other cost more than they give
+        with parallel_config(backend="loky", inner_max_num_threads=1) if workers else nullcontext():
+            jobs = Parallel(n_jobs=workers or 1, return_as="generator_unordered")
+            failed = []
+            for error in jobs(delayed(_quietly)(cell) for cell in waiting):
+                failed += [error] if error else []
                 bar.update()
-        else:
-            with ThreadPoolExecutor(workers) as threads:
-                futures = {threads.submit(_run_in_process, cell): cell for cell in waiting}
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        bar.update()
-                except BaseException:
-                    threads.shutdown(wait=False, cancel_futures=True)
-                    raise
+    if failed:
+        raise RuntimeError("; ".join(failed))
     return pd.concat([cell.frame() for cell in cells], ignore_index=True)
 
 
-def _run_in_process(cell: Cell) -> None:
-    """One cell in a process of its own: one thread, and its memory is returned."""
-    code = "import json, sys; from laser_lab.experiments import Cell, run_cell; run_cell(Cell(**json.load(sys.stdin)))"
-    one = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=json.dumps(asdict(cell)),
-        capture_output=True,
-        text=True,
-        env=os.environ | one,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{cell} failed:\n{done.stderr[-3000:]}")
+def _quietly(cell: Cell) -> str | None:
+    """Run a cell without the trainer's prints; what went wrong, if anything did, so that the others go on."""
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        try:
+            run_cell(cell)
+        except Exception as error:
+            return f"{cell} failed: {error!r}"
+    return None
 
 
 # -- statistics ----------------------------------------------------------------------------------------------------

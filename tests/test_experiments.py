@@ -79,7 +79,7 @@ def test_a_grid_is_cached_continues_and_is_the_same_in_processes(tmp_path, monke
     # a process of its own gives the same numbers
     (cells[0].folder / "per_query.csv").rename(tmp_path / "kept.csv")
     (cells[0].folder).rename(tmp_path / "aside")
-    run([cell()], workers=1, show_progress_bar=False)
+    run([cell(), cell(seed=2)], workers=2, show_progress_bar=False)
     pd.testing.assert_frame_equal(pd.read_csv(cells[0].folder / "per_query.csv"), pd.read_csv(tmp_path / "kept.csv"))
 
 
@@ -87,7 +87,7 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
     good, bad = cell(), cell(settings=SETTINGS | {"no_such_setting": 1})
     with pytest.raises(RuntimeError, match="no_such_setting"):
-        run([good, bad], workers=1, show_progress_bar=False)
+        run([good, bad], workers=2, show_progress_bar=False)
     assert good.done and not bad.done
 
 
