@@ -213,7 +213,7 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
         with parallel_config(backend="loky", inner_max_num_threads=1) if workers else nullcontext():
             jobs = Parallel(n_jobs=workers or 1, return_as="generator_unordered")
             failed = []
-            for error in jobs(delayed(_quietly)(cell) for cell in waiting):
+            for error in jobs(delayed(_quietly)(cell, cache_dir()) for cell in waiting):
                 failed += [error] if error else []
                 bar.update()
     if failed:
@@ -221,8 +221,9 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
     return pd.concat([cell.frame() for cell in cells], ignore_index=True)
 
 
-def _quietly(cell: Cell) -> str | None:
+def _quietly(cell: Cell, cache: Path) -> str | None:
     """Run a cell without the trainer's prints; what went wrong, if anything did, so that the others go on."""
+    os.environ["LASER_LAB_CACHE"] = str(cache)  # workers are kept, with the environment that they started in
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:
             run_cell(cell)

@@ -174,31 +174,28 @@ def frontier(
     better) as a line.
 
     Args:
-        frame: Columns ``label``, ``method`` (for the colour), `x` (on a logarithmic axis), `measure`, ``low``, ``high``
-            and ``pareto`` (True on the front).
+        frame: Columns ``method`` (the colour), ``label`` (short, beside the point; may be empty), `x` (on a logarithmic
+            axis), `measure`, ``low``, ``high`` and ``pareto`` (True on the front).
 
     Raises:
         ValueError: The frame is empty or lacks a column.
     """
-    import numpy as np
-
     _check(frame, ["label", "method", x, measure, "low", "high", "pareto"])
     with _style():
         fig = _figure((7.2, 4.6))
         ax = fig.subplots()
         front = frame[frame["pareto"]].sort_values(x)
         ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
-        span, placed = np.log(frame[x].max() / frame[x].min()) or 1.0, []
-        for _, row in frame.sort_values(measure, ascending=False).iterrows():
-            colour = METHOD_COLOURS.get(row["method"], GROUP_COLOURS[0])
-            whisker = [[row[measure] - row["low"]], [row["high"] - row[measure]]]
-            ax.errorbar(row[x], row[measure], yerr=whisker, color=colour, marker="o", markersize=8, capsize=4)
-            near = [p for p in placed if abs(np.log(p[0] / row[x])) < 0.3 * span and abs(p[1] - row[measure]) < 0.06]
-            placed.append((row[x], row[measure]))  # a label below those of the points beside it
-            place = dict(xytext=(9, -4 - 13 * len(near)), textcoords="offset points")
-            ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=colour, parse_math=False, **place)
+        for at, (method, points) in enumerate(frame.groupby("method", sort=False)):
+            colour = METHOD_COLOURS.get(method, GROUP_COLOURS[at % len(GROUP_COLOURS)])
+            whiskers = [points[measure] - points["low"], points["high"] - points[measure]]
+            ax.errorbar(points[x], points[measure], yerr=whiskers, color=colour, marker="o", markersize=8, capsize=4,
+                        linewidth=0, elinewidth=1.5, label=method)  # fmt: skip
+            place = dict(xytext=(5, 8 if at % 2 else -16), textcoords="offset points")  # methods above and below
+            for _, row in points.iterrows():
+                ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=colour, **place)
         ax.set_xscale("log")
-        ax.margins(x=0.15)
+        ax.margins(x=0.1, y=0.1)
         for axis in (ax.xaxis.set_major_formatter, ax.xaxis.set_minor_formatter):
             axis("{x:g}")
         ax.set_xlabel(_name(x))
