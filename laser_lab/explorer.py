@@ -93,7 +93,7 @@ class Change:
 def explore(
     model: SentenceTransformer,
     corpus: RetrievalTask | Mapping[str, str] | Sequence[str],
-    examples: Sequence[str] | None = None,
+    examples: str | Sequence[str] | None = None,
     *,
     batch_size: int = 32,
     show_progress_bar: bool = True,
@@ -126,7 +126,7 @@ class Explorer:
         self,
         model: SentenceTransformer,
         corpus: RetrievalTask | Mapping[str, str] | Sequence[str],
-        examples: Sequence[str] | None = None,
+        examples: str | Sequence[str] | None = None,
         *,
         batch_size: int = 32,
         show_progress_bar: bool = False,
@@ -143,7 +143,7 @@ class Explorer:
         self._offset = int(model[0].pooling == "generated")
         self._prompt = model._resolve_prompt(None, "query")
         queries = list(self.task.queries.values())
-        self.examples = check_texts(queries[:EXAMPLES] if examples is None else examples)
+        self.examples = queries[:EXAMPLES] if examples is None else _as_list(examples)
         for query in self.examples:
             self._check_query(query)
 
@@ -157,7 +157,7 @@ class Explorer:
 
         everywhere = self._documents.reshape(-1, self._documents.shape[-1])
         self._plane = PCA(n_components=2, random_state=0).fit(everywhere)
-        self._places = self._plane.transform(everywhere).reshape(STEPS, -1, 2)
+        self._places = self._plane.transform(everywhere).astype(float).reshape(STEPS, -1, 2)
         self._widget: Any = None
 
     # -- answers ---------------------------------------------------------------------------------------------------
@@ -181,24 +181,27 @@ class Explorer:
         self._check_query(query)
         thoughts, _ = self._rollout(query, change)
         vectors = _embeddings(thoughts.states, change)
+        pooled = np.isfinite(vectors[:, 0])  # which K have a state to pool
         scores, ranks = self._ranks(vectors)
         before = ranks if change is None else self._ranks(_embeddings(self._rollout(query, None)[0].states))[1]
-        relevant = self._relevant.get(query)
-        seen = np.minimum(ranks, before) if change is not None else ranks
-        shown = dict.fromkeys(np.flatnonzero(seen.min(axis=0) <= DOCUMENTS).tolist())
-        shown |= dict.fromkeys(self._row[doc] for doc in sorted(relevant or ()))
-        left = np.isfinite(scores[:, 0])
-        numbers = lambda values, digits: [round(float(v), digits) if ok else None for v, ok in zip(values, left)]  # noqa: E731
-        path = self._plane.transform(np.where(left[:, None], vectors, 0))
+        relevant = self._relevant.get(query, ())
+        best = np.minimum(ranks, before, where=pooled[:, None], out=before.copy()).min(axis=0)
+        rows = dict.fromkeys(
+            [*np.flatnonzero(best <= DOCUMENTS).tolist(), *(self._row[doc] for doc in sorted(relevant))]
+        )
+
+        def known(values: np.ndarray, digits: int) -> list[Any]:
+            return [value if ok else None for value, ok in zip(values.round(digits).tolist(), pooled)]
+
         documents = [
             {
                 **self._place(row),
-                "relevant": self.doc_ids[row] in (relevant or ()),
-                "ranks": [int(r) if ok else None for r, ok in zip(ranks[:, row], left)],
+                "relevant": self.doc_ids[row] in relevant,
+                "ranks": known(ranks[:, row], 0),
                 "before": before[:, row].tolist(),
-                "scores": numbers(scores[:, row], 4),
+                "scores": known(scores[:, row], 4),
             }
-            for row in shown
+            for row in rows
         ]
         return {
             "query": query,
@@ -206,7 +209,7 @@ class Explorer:
             "judged": bool(relevant),
             "notes": self._notes(query),
             "tokens": self._tokens(thoughts),
-            "path": [place if ok else None for place, ok in zip(path.round(3).tolist(), left)],
+            "path": known(self._plane.transform(np.nan_to_num(vectors)).astype(float), 3),
             "documents": documents,
             "seconds": round(time.perf_counter() - started, 3),
         }
@@ -235,7 +238,7 @@ class Explorer:
 
     # -- faces -----------------------------------------------------------------------------------------------------
 
-    def to_html(self, path: str | os.PathLike[str], queries: Sequence[str] | None = None) -> Path:
+    def to_html(self, path: str | os.PathLike[str], queries: str | Sequence[str] | None = None) -> Path:
         """Write the explorer as one file that needs no network and no Python: every K of each query, and for every
         soft token up to the model's own K each kind of intervention.
 
@@ -245,7 +248,7 @@ class Explorer:
         Raises:
             ValueError: There is no query, or one cannot be asked.
         """
-        queries = self.examples if queries is None else check_texts(queries)
+        queries = self.examples if queries is None else _as_list(queries)
         if not queries:
             raise ValueError("there is no query to write: pass queries, or examples to explore")
         answers = []
@@ -364,7 +367,7 @@ class Explorer:
 
     def _ranks(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(K, D) query vectors to the cosine and the rank, from 1, of every document: (K, N) each."""
-        scores = np.einsum("knd,kd->kn", self._documents, vectors)
+        scores = np.einsum("knd,kd->kn", self._documents, vectors).astype(float)  # float32 writes long decimals
         order = np.argsort(-scores, axis=1, kind="stable")
         ranks = np.empty_like(order)
         np.put_along_axis(ranks, order, np.arange(1, scores.shape[1] + 1)[None], axis=1)
@@ -497,6 +500,10 @@ def _as_task(corpus: RetrievalTask | Mapping[str, str] | Sequence[str]) -> Retri
     if not task.corpus:
         raise ValueError("the corpus is empty: there is nothing to rank")
     return task
+
+
+def _as_list(queries: str | Sequence[str]) -> list[str]:
+    return check_texts([queries] if isinstance(queries, str) else queries)
 
 
 def _short(text: str, limit: int = 160) -> str:

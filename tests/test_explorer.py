@@ -152,6 +152,7 @@ def test_corpora(model):
             explorer.answer(QUERY, Change(1, "mean"))
         assert len(answer["documents"]) >= DOCUMENTS
     assert Explorer(model, ["one document"], ["sea"]).answer("sea")["documents"][0]["ranks"] == [1] * STEPS
+    assert Explorer(model, CORPUS, "sea").examples == ["sea"]
     many = Explorer(model, ["sea " + w for w in list(CORPUS.values()) * 40], ["sea", "sky"])
     drawn = many._settings(many.examples)["map"]
     assert MAPPED / 2 < len(drawn) <= MAPPED
