@@ -2,7 +2,8 @@
 
 A cell is a full configuration. Its results lie in the cache under a hash of that configuration and of the code that
 matters, so an interrupted grid continues and a changed setting reruns only its cells. Cells run side by side, one
-thread each. ``python -m laser_lab.experiments FILE.csv`` writes the table of methods over three seeds.
+thread each. ``python -m laser_lab.experiments FILE.csv`` writes the table of methods over three seeds
+(figures/data/methods.csv), and with ``--search`` that of learning rates on dev (figures/data/search.csv).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ HOPWORLD_SETTINGS: dict[str, Any] = dict(
     max_steps=400,
     per_device_train_batch_size=32,
 )
-"""Training in HopWorld, the same for every method. The learning rate is the best of 1e-3, 1.5e-3 and 2e-3 on dev."""
+"""Training in HopWorld, the same for every method (``--search`` looks for the learning rate, on dev)."""
 
 READ_STEPS = 8
 
@@ -335,20 +336,32 @@ def compare(
     return result.assign(queries=len(table))
 
 
+SYSTEMS = (("basic", 1), ("latent", 3), ("gircse", 3), ("gircse", 2), ("laser", 3), ("laser", 2))
+"""Method and K in training of the table over seeds."""
+
+LEARNING_RATES = (1e-3, 1.5e-3, 2e-3)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The table of the trained methods in HopWorld at 3 hops, over seeds."""
+    """The table of the trained methods in HopWorld at 3 hops, over seeds; or the search for its learning rate."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("file", help="CSV to write")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int)
+    parser.add_argument("--search", action="store_true", help="every system at every learning rate, read on dev")
     options = parser.parse_args(arguments)
-    cells = [
-        Cell(method, seed, steps)
-        for method, steps in [("basic", 1), ("latent", 3), ("gircse", 3), ("gircse", 2), ("laser", 3), ("laser", 2)]
-        for seed in range(options.seeds)
-    ]
-    frame = run(cells, workers=options.workers)
+    split, rates = ("dev", LEARNING_RATES) if options.search else ("test", (HOPWORLD_SETTINGS["learning_rate"],))
+    import pandas as pd
+
+    frames = []
+    for rate in rates:
+        settings = {"learning_rate": rate}
+        cells = [Cell(m, seed, k, settings=settings, split=split) for m, k in SYSTEMS for seed in range(options.seeds)]
+        frames.append(run(cells, workers=options.workers).assign(learning_rate=rate))
+    frame = pd.concat(frames, ignore_index=True)
     by = ["method", "train_steps", "thinking_steps"]
+    if options.search:
+        frame, by = frame[frame["train_steps"] == frame["thinking_steps"]], ["method", "train_steps", "learning_rate"]
     table = summarise(frame, by)
     bridges = [name for name in frame if name.endswith("_names_bridge")]
     table = table.merge(frame.groupby(by, as_index=False)[bridges].mean(), on=by)
@@ -356,11 +369,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     per_seed.columns = [f"seed{seed}" for seed in per_seed.columns]
     table = table.merge(per_seed.reset_index(), on=by)
     temporary = Path(f"{options.file}.part")
-    table.to_csv(temporary, index=False, float_format="%.4f")
+    table.to_csv(temporary, index=False, float_format="%.6g")
     temporary.replace(options.file)
     print(table.round(3).to_string(index=False))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from laser_lab import experiments  # workers find functions by the module's name, which is not __main__
+
+    sys.exit(experiments.main())

@@ -140,3 +140,17 @@ def test_hopworld_shows_what_thinking_buys():
     laser = frame[frame["method"] == "laser"]
     for hop in (1, 2, 3):
         assert laser[f"step{hop}_names_bridge"].mean() >= 0.9
+
+
+@pytest.mark.slow
+def test_the_command_reaches_its_workers(tmp_path):
+    """``python -m`` runs the module as __main__, where workers would look for its functions in vain."""
+    import os
+    import subprocess
+    import sys
+
+    env = os.environ | {"LASER_LAB_CACHE": str(tmp_path / "cache")}
+    out = tmp_path / "search.csv"
+    command = [sys.executable, "-m", "laser_lab.experiments", str(out), "--seeds", "1", "--workers", "2"]
+    subprocess.run(command, check=True, env=env, capture_output=True, cwd=tmp_path)
+    assert set(pd.read_csv(out)["method"]) == {"basic", "latent", "gircse", "laser"}
