@@ -59,7 +59,7 @@ def beside(measured: pd.DataFrame, name: str, on: dict[str, str]) -> pd.DataFram
         measured: One row per method or setting.
         name: As for :func:`published`.
         on: Which published row stands beside which measured one: value of the first column of `measured` to value of
-            the published table's first text column. Rows without a partner stay, with gaps.
+            the published table's first column of distinct texts. Rows without a partner stay, with gaps.
 
     Returns:
         A frame with two column levels, so that no published number shares a column with a measured one.
@@ -70,7 +70,8 @@ def beside(measured: pd.DataFrame, name: str, on: dict[str, str]) -> pd.DataFram
     import pandas as pd
 
     theirs = published(name)
-    key = next(column for column in theirs if theirs[column].map(lambda value: isinstance(value, str)).all())
+    texts = [column for column in theirs if theirs[column].map(lambda value: isinstance(value, str)).all()]
+    key = next(column for column in texts if theirs[column].is_unique)
     ours = measured.set_index(measured.columns[0])
     theirs = theirs.set_index(key)
     for side, rows in (("measured", set(on) - set(ours.index)), ("published", set(on.values()) - set(theirs.index))):
