@@ -95,8 +95,8 @@ class Cell:
     @property
     def key(self) -> str:
         one_pass = isinstance(method_of(self.method), ReasonMethod)
-        code = (*CODE, "lame") if one_pass else CODE
-        text = json.dumps([self.configuration, code_version(code)], sort_keys=True)
+        version = code_version("lame") if one_pass else code_version()
+        text = json.dumps([self.configuration, version], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -127,11 +127,11 @@ class Cell:
 
 
 @cache
-def code_version(names: tuple[str, ...] = CODE) -> str:
+def code_version(*more: str) -> str:
     """A hash of the source that a cell's result depends on; comments, docstrings and layout do not count, and the
     method's row is in the configuration."""
     digest = hashlib.sha256()
-    for name in names:
+    for name in (*CODE, *more):
         tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
