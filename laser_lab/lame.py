@@ -172,6 +172,7 @@ class ReasonEncoder(LatentEncoder):
 
     Args:
         backbone, thinking_steps, max_length: As there; K may be lowered per call, never raised over `reason_tokens`.
+            The pooling is ``"generated"``: state k is that of token k, which an intervention may change.
         reason_tokens: How many are learned; default: `thinking_steps`.
         decoder: Whether there is a decoder head.
     """
@@ -188,7 +189,7 @@ class ReasonEncoder(LatentEncoder):
         decoder: bool = True,
         **settings: Any,
     ) -> None:
-        super().__init__(backbone, thinking_steps=thinking_steps, **settings)
+        super().__init__(backbone, thinking_steps=thinking_steps, pooling="generated", **settings)
         count = thinking_steps if reason_tokens is None else reason_tokens
         self.reasoner = ReasonTokens(backbone, check_steps(count), decoder)
         self.check(thinking_steps)
@@ -246,7 +247,14 @@ class ReasonEncoder(LatentEncoder):
         self, features: dict[str, Tensor], thinking_steps: int, edit: Callable[[int, Tensor], Tensor] | None = None
     ) -> tuple[Tensor, ...]:
         """States, and the embedding after every step: [EMBED] stands behind the last token, so a pass for each."""
-        passes = [self.rollout(features, step, edit) for step in range(1, self.check(thinking_steps) + 1)]
+        read: dict[int, Tensor] = {}
+
+        def once(k: int, token: Tensor) -> Tensor:  # an edit may count, or draw: every token is shown to it once
+            if k not in read:
+                read[k] = token if edit is None else edit(k, token)
+            return read[k]
+
+        passes = [self.rollout(features, step, once) for step in range(1, self.check(thinking_steps) + 1)]
         return passes[-1][0], torch.stack([vectors for _, vectors in passes], dim=1)
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:

@@ -104,13 +104,15 @@ class ReasonMethod(Method):
     """Weight of the term against reason tokens that collapse into one."""
     bottleneck_warmup: float = 0.25
     """Share of the steps in which the backbone is frozen: reason tokens, [EMBED] and heads train alone."""
+    pooling: str = "generated"
+    """The K states are those of the K tokens behind the input, as GIRCSE's; the embedding is read at [EMBED]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if alien := [name for name in (*WEIGHTS[1:], "teacher_first") if getattr(self, name)]:
             raise ValueError(f"{', '.join(alien)} cannot be used with reason tokens")
-        if self.pooling != "all":
-            raise ValueError(f"reason tokens are read at [EMBED] and pool nothing, got pooling={self.pooling!r}")
+        if self.pooling != "generated":
+            raise ValueError(f"reason tokens have states of their own: pooling='generated', got {self.pooling!r}")
 
     @property
     def weights(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ from laser_lab.lame import (
     take_up,
     targets,
 )
+from laser_lab.probing.causal import soft_tokens
 from laser_lab.training import last_checkpoint, train
 
 LAME = ll.METHODS["lame"].replace(thinking_steps=3)
@@ -107,12 +108,17 @@ def test_no_more_steps_than_tokens(model):
 
 
 def test_an_edit_reaches_the_token_it_names_and_what_follows(model):
+    shown = []
+
     def edit(k, token, rows):
+        shown.append(k)
         return token + 1 if k == 2 else token
 
     before, after = ll.think(model, ["why sea"]), ll.think(model, ["why sea"], edit=edit)
     moved = (before.states - after.states).abs().amax(dim=(0, 2))
     assert moved[0] == 0 and moved[1] > 1e-4 and moved[2] > 1e-4
+    assert shown == [1, 2, 3], "each token once"
+    torch.testing.assert_close(soft_tokens(model, ["why sea"])[0], model.encoder.reasoner.tokens[:3].detach())
 
 
 # -- the decoder ---------------------------------------------------------------------------------------------------
@@ -274,8 +280,8 @@ def test_rows():
         assert ll.METHODS[f"lame-no-{name}"] == lame.replace(**{setting: 0.0})
     with pytest.raises(ValueError, match="output cannot be used with reason tokens"):
         lame.replace(output=1.0)
-    with pytest.raises(ValueError, match="pool nothing"):
-        lame.replace(pooling="generated")
+    with pytest.raises(ValueError, match="states of their own"):
+        lame.replace(pooling="all")
     with pytest.raises(ValueError, match="must not be negative"):
         lame.replace(diversity=-1.0)
     with pytest.raises(ValueError, match="bottleneck_warmup is a share"):
