@@ -33,8 +33,11 @@ METHOD_COLOURS = {
     "laser-no-output": "#332288",
     "laser-no-colearning": "#661100",
     "random": "#949494",
+    "lame-no-decoder": "#44aa99",
+    "lame-no-diversity": "#999933",
+    "lame-no-warmup": "#aa4499",
 }
-"""Method to colour, safe for colour-blind readers (seaborn's "colorblind" palette and two dark ones of Paul Tol's)."""
+"""Method to colour, safe for colour-blind readers (seaborn's "colorblind" palette and five of Paul Tol's)."""
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine

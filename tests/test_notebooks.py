@@ -22,6 +22,17 @@ TINY = {
     "09_latent_vocabulary": TINY_GRID | dict(THINKING_STEPS=2, METHODS=["laser", "gircse"]),
     "10_latent_geometry": TINY_GRID | dict(THINKING_STEPS=2, SHOWN=6),
     "12_inside_a_thought": TINY_GRID | dict(THINKING_STEPS=2, PROBE_TEXTS=20, QUESTIONS=4, MODEL_STEPS=2),
+    "14_lame": dict(
+        SEEDS=[0],
+        STEPS=2,
+        BATCH=8,
+        THINKING_STEPS=2,
+        REASON_TOKENS=4,
+        SWEEP=[1, 4],
+        WORLDS=[TINY_WORLD | {"hops": 1}, TINY_WORLD],
+        TOKENS=16,
+        REPEATS=2,
+    ),
 }
 
 
