@@ -29,6 +29,7 @@ from laser_lab.lame import (
     targets,
 )
 from laser_lab.probing.causal import soft_tokens
+from laser_lab.probing.tracing import final_norm, think_layers
 from laser_lab.training import last_checkpoint, train
 
 LAME = ll.METHODS["lame"].replace(thinking_steps=3)
@@ -119,6 +120,18 @@ def test_an_edit_reaches_the_token_it_names_and_what_follows(model):
     assert moved[0] == 0 and moved[1] > 1e-4 and moved[2] > 1e-4
     assert shown == [1, 2, 3], "each token once"
     torch.testing.assert_close(soft_tokens(model, ["why sea"])[0], model.encoder.reasoner.tokens[:3].detach())
+
+
+def test_layers_are_those_of_the_reason_tokens(model):
+    texts = ["why sea", "the sky is blue because light"]
+    traced, thoughts = think_layers(model, texts), ll.think(model, texts)
+    assert traced.layers.shape == (2, 3, 3, 32)
+    torch.testing.assert_close(traced.thoughts.states, thoughts.states, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(traced.thoughts.embeddings, thoughts.embeddings, atol=1e-5, rtol=1e-4)
+    norm = final_norm(model.encoder.backbone)
+    torch.testing.assert_close(norm(traced.layers[:, :, -1]), thoughts.states, atol=1e-4, rtol=1e-4)
+    tokens = model.encoder.reasoner.tokens[:3].detach()
+    torch.testing.assert_close(traced.layers[0, :, 0], tokens, atol=1e-5, rtol=1e-5)
 
 
 # -- the decoder ---------------------------------------------------------------------------------------------------
