@@ -28,7 +28,7 @@ import numpy as np
 
 from laser_lab.backbones import atomic_folder, cache_dir
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
-from laser_lab.methods import method_of
+from laser_lab.methods import ReasonMethod, method_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,7 +95,9 @@ class Cell:
 
     @property
     def key(self) -> str:
-        text = json.dumps([self.configuration, code_version()], sort_keys=True)
+        one_pass = isinstance(method_of(self.method), ReasonMethod)
+        version = code_version("lame") if one_pass else code_version()
+        text = json.dumps([self.configuration, version], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property
@@ -126,11 +128,11 @@ class Cell:
 
 
 @cache
-def code_version() -> str:
+def code_version(*more: str) -> str:
     """A hash of the source that a cell's result depends on; comments, docstrings and layout do not count, and the
     method's row is in the configuration."""
     digest = hashlib.sha256()
-    for name in CODE:
+    for name in (*CODE, *more):
         tree = ast.parse((Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
@@ -171,7 +173,7 @@ def run_cell(cell: Cell) -> None:
         seconds = time.perf_counter() - started
         (folder / "run" / "final").rename(folder / "model")
         shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
-        longest = max(READ_STEPS, cell.steps)
+        longest = model.encoder.max_steps or max(READ_STEPS, cell.steps)
         options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
         queries = think(model, list(task.queries.values()), prompt_name="query", **options)
         documents = think(model, list(task.corpus.values()), prompt_name="document", **options)

@@ -35,8 +35,11 @@ METHOD_COLOURS = {
     "explicit view": "#44aa99",
     "untrained": "#333333",
     "random": "#949494",
+    "lame-no-decoder": "#44aa99",
+    "lame-no-diversity": "#999933",
+    "lame-no-warmup": "#aa4499",
 }
-"""Method to colour, safe for colour-blind readers (seaborn's "colorblind" palette and two dark ones of Paul Tol's)."""
+"""Method to colour, safe for colour-blind readers (seaborn's "colorblind" palette and five of Paul Tol's)."""
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine

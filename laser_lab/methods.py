@@ -53,14 +53,24 @@ class Method:
 
     def __post_init__(self) -> None:
         check_steps(self.thinking_steps)
-        weights = {name: getattr(self, name) for name in WEIGHTS}
+        weights = {name: getattr(self, name) for name in self.weights}
         if min(weights.values()) < 0 or not any(weights.values()):
             raise ValueError(f"weights must not be negative, and one must be positive: {weights}")
         if min(self.temperature, self.output_temperature, self.process_temperature) <= 0:
             raise ValueError("temperatures must be positive")
-        for name in ("distil_start", "distil_warmup", "teacher_first"):
+        for name in self.shares:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a share of the steps, from 0 to below 1, got {getattr(self, name)}")
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The settings that weigh a term of the loss."""
+        return WEIGHTS
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """The settings that are a share of the steps."""
+        return ("distil_start", "distil_warmup", "teacher_first")
 
     @property
     def needs_reasoning(self) -> bool:
@@ -77,7 +87,45 @@ class Method:
 
 WEIGHTS = ("contrastive", "explicit", "output", "process", "stepwise", "monotonicity")
 
+
+@dataclass(frozen=True)
+class ReasonMethod(Method):
+    """A row that thinks in one pass: L = contrastive·CL + reconstruction·CE + diversity·cos² (LaME; METHOD 4).
+
+    The seed names the terms and the two stages and gives no number. The defaults are plain choices: on HopWorld's dev
+    queries (K=8, one seed) they are no better than training without the warm-up, and no better than a single pass.
+
+    Raises:
+        ValueError: As :class:`Method`, or a term needs what one pass does not have.
+    """
+
+    reconstruction: float = 1.0
+    """Weight of the decoder head: the positive document's text from the K bottleneck states alone."""
+    diversity: float = 0.1
+    """Weight of the term against reason tokens that collapse into one."""
+    bottleneck_warmup: float = 0.25
+    """Share of the steps in which the backbone is frozen: reason tokens, [EMBED] and heads train alone."""
+    pooling: str = "generated"
+    """The K states are those of the K tokens behind the input, as GIRCSE's; the embedding is read at [EMBED]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if alien := [name for name in (*WEIGHTS[1:], "teacher_first") if getattr(self, name)]:
+            raise ValueError(f"{', '.join(alien)} cannot be used with reason tokens")
+        if self.pooling != "generated":
+            raise ValueError(f"reason tokens have states of their own: pooling='generated', got {self.pooling!r}")
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        return (*WEIGHTS, "reconstruction", "diversity")
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        return (*super().shares, "bottleneck_warmup")
+
+
 _LASER = Method(explicit=1.0, output=10.0, process=0.1, distil_start=0.25, distil_warmup=0.25)
+_LAME = ReasonMethod(thinking_steps=8)
 
 METHODS: dict[str, Method] = {
     # the systems
@@ -87,12 +135,17 @@ METHODS: dict[str, Method] = {
     "laser": _LASER,
     # the retriever of rewrite-then-retrieve: trained on [query ; reasoning ; eos], in one pass
     "rewrite": Method(thinking_steps=1, contrastive=0.0, explicit=1.0),
-    # Table 5 of the paper
+    "lame": _LAME,
+    # Table 5 of the LaSER paper
     "laser-no-explicit": _LASER.replace(explicit=0.0, output=0.0, process=0.0),
     "laser-no-latent": _LASER.replace(thinking_steps=1),
     "laser-no-process": _LASER.replace(process=0.0),
     "laser-no-output": _LASER.replace(output=0.0),
     "laser-no-colearning": _LASER.replace(teacher_first=0.5, distil_start=0.0, distil_warmup=0.0),
+    # LaME's own
+    "lame-no-decoder": _LAME.replace(reconstruction=0.0),
+    "lame-no-diversity": _LAME.replace(diversity=0.0),
+    "lame-no-warmup": _LAME.replace(bottleneck_warmup=0.0),
 }
 """Name to row. ``METHODS["laser"].replace(thinking_steps=6)`` is a row of your own."""
 

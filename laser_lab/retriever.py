@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class LatentEncoder(InputModule):
     config_file_name = CONFIG_FILE
     config_keys = ["thinking_steps", "pooling", "max_length", "base"]
     forward_kwargs = {"thinking_steps"}
+    thoughts_class = Thoughts
+    max_steps: int | None = None  # the largest K there is, if there is one
 
     def __init__(
         self,
@@ -127,6 +130,12 @@ class LatentEncoder(InputModule):
                 "lower max_length or thinking_steps."
             )
         return latent_thinking(self.backbone, ids, mask, steps + skipped, edit)[:, skipped:]
+
+    def think_aloud(
+        self, features: dict[str, Tensor], thinking_steps: int, edit: Callable[[int, Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """The (B, K, D) tensors that :attr:`thoughts_class` holds, in its order: here the states alone."""
+        return (self.think(features, thinking_steps, edit),)
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
         """Adds ``states`` (B, K, D) and ``sentence_embedding`` (B, D, float32, unit length) to the features.
@@ -238,7 +247,7 @@ def load(
     """
     if thinking_steps is not None:
         check_steps(thinking_steps)
-    encoder = LatentEncoder.load(
+    encoder = _encoder_class(adapter or name).load(
         os.fspath(name),
         thinking_steps=thinking_steps,
         max_length=max_length,
@@ -288,7 +297,8 @@ def think(
     encoder: LatentEncoder = model[0]
     steps = encoder.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
     prompt = model._resolve_prompt(prompt, prompt_name)
-    states = torch.zeros(len(texts), steps, encoder.get_embedding_dimension())
+    shape = (len(texts), steps, encoder.get_embedding_dimension())
+    tensors = [torch.zeros(shape) for _ in fields(encoder.thoughts_class)[1:]]
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
     model.eval()
     with torch.inference_mode():
@@ -297,8 +307,9 @@ def think(
             features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
             features = {key: value.to(model.device) for key, value in features.items()}
             change = None if edit is None else lambda k, soft_token, rows=rows: edit(k, soft_token, rows)
-            states[rows] = encoder.think(features, steps, change).float().cpu()
-    return Thoughts(list(texts), states)
+            for tensor, found in zip(tensors, encoder.think_aloud(features, steps, change), strict=True):
+                tensor[rows] = found.float().cpu()
+    return encoder.thoughts_class(list(texts), *tensors)
 
 
 def check_steps(thinking_steps: int) -> int:
@@ -315,6 +326,15 @@ def check_texts(texts: Sequence[str]) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"texts must be strings, but number {index} is {type(text).__name__}: {text!r:.80}")
     return texts
+
+
+def _encoder_class(source: str | os.PathLike[str]) -> type[LatentEncoder]:
+    """The class of the encoder that wrote a folder; where none did, the one that feeds soft tokens back."""
+    if "reason_tokens" in InputModule.load_config(_config_source(source), config_filename=CONFIG_FILE):
+        from laser_lab.lame import ReasonEncoder
+
+        return ReasonEncoder
+    return LatentEncoder
 
 
 def _config_source(name: str | os.PathLike[str]) -> str:

@@ -30,8 +30,9 @@ from laser_lab.backbones import atomic_folder
 from laser_lab.data.readers import COLUMNS, RetrievalTask
 from laser_lab.evaluation import score_steps
 from laser_lab.explicit import EXPLICIT_MAX_LENGTH, explicit_features
+from laser_lab.lame import BottleneckLoss, ReasonEncoder, take_up
 from laser_lab.losses import InfoNCE, OutputKL, StepwiseContrastive, TrajectoryKL
-from laser_lab.methods import Method, method_of
+from laser_lab.methods import Method, ReasonMethod, method_of
 from laser_lab.retriever import LatentRetriever, load, think
 
 if TYPE_CHECKING:
@@ -274,6 +275,15 @@ class LatentTrainer(SentenceTransformerTrainer):
         self._batch_ids = ids
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A step; the gradients of a backbone that is frozen at this point of the training are dropped. Its parameters
+        stay known to the optimizer and to other processes, so the stages can change in the middle of a run."""
+        loss = super().training_step(*args, **kwargs)
+        if getattr(self.loss, "backbone_frozen", False):
+            for parameter in self.accelerator.unwrap_model(self.model).encoder.backbone.parameters():
+                parameter.grad = None
+        return loss
+
     def track_loss_components(self, loss: dict[str, Tensor]) -> None:
         bad = [name for name, value in loss.items() if not torch.isfinite(value)]
         if bad:
@@ -369,6 +379,11 @@ def train(
     set_seed(seed)
     if not isinstance(model, LatentRetriever):
         model = load(model)
+    one_pass = isinstance(method, ReasonMethod)
+    if one_pass:
+        take_up(model, method)
+    elif isinstance(model.encoder, ReasonEncoder):
+        raise ValueError("a model with reason tokens is trained by a method with them, such as 'lame'")
     encoder = model.encoder
     encoder.thinking_steps, encoder.pooling = method.thinking_steps, method.pooling
     if lora is not False and not hasattr(encoder.backbone.model, "peft_config"):
@@ -403,7 +418,7 @@ def train(
         model=model,
         args=args,
         train_dataset=pairs,
-        loss=DualViewLoss(model, method),
+        loss=(BottleneckLoss if one_pass else DualViewLoss)(model, method),
         evaluator=None if dev is None else StepEvaluator(dev, method.thinking_steps),
         data_collator=Collator(model, method, explicit_max_length),
     )

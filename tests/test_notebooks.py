@@ -23,6 +23,15 @@ TINY = {
     "10_latent_geometry": TINY_GRID | dict(THINKING_STEPS=2, SHOWN=6),
     "12_inside_a_thought": TINY_GRID | dict(THINKING_STEPS=2, PROBE_TEXTS=20, QUESTIONS=4, MODEL_STEPS=2),
     "13_explorer": dict(STEPS=2, BATCH=8, THINKING_STEPS=2, EXPORTED=1, TIMED=2, WORLD=TINY_WORLD),
+    "14_lame": TINY_GRID
+    | dict(
+        THINKING_STEPS=2,
+        REASON_TOKENS=4,
+        SWEEP=[1, 4],
+        WORLDS=[TINY_WORLD | {"hops": 1}, TINY_WORLD],
+        TOKENS=16,
+        REPEATS=2,
+    ),
 }
 
 

@@ -82,6 +82,10 @@ TERMS = {
     "laser-no-process": {"contrastive", "explicit", "output"},
     "laser-no-output": {"contrastive", "explicit", "process"},
     "laser-no-colearning": {"contrastive", "explicit", "output", "process"},
+    "lame": {"contrastive", "reconstruction", "diversity"},
+    "lame-no-decoder": {"contrastive", "diversity"},
+    "lame-no-diversity": {"contrastive", "reconstruction"},
+    "lame-no-warmup": {"contrastive", "reconstruction", "diversity"},
 }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,15 +24,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def trace(backbone: Backbone) -> Iterator[list[Tensor]]:
+def trace(backbone: Backbone, positions: int = 1) -> Iterator[list[Tensor]]:
     """Within the block, keep the residual stream at the last position of every forward call of the body.
 
         with trace(model[0].backbone) as calls:
             thoughts = ll.think(model, texts, 3)      # the very numbers it gives without the trace
 
+    Args:
+        positions: Keep so many of the last positions instead.
+
     Yields:
-        A list that grows by one (B, L+1, D) tensor per call: what enters the first of the L layers, then what leaves
-        each of them, before the final norm; detached copies in the backbone's dtype.
+        A list that grows by one (B, L+1, D) tensor per call and position: what enters the first of the L layers, then
+        what leaves each of them, before the final norm; detached copies in the backbone's dtype.
 
     Raises:
         ValueError: The backbone's body has no list of its layers.
@@ -42,7 +45,7 @@ def trace(backbone: Backbone) -> Iterator[list[Tensor]]:
     current: list[Tensor] = []
 
     def keep(states: Tensor) -> None:
-        current.append(states[:, -1].detach().clone())
+        current.append(states[:, -positions:].detach().clone())
 
     def entering(module: nn.Module, args: tuple, kwargs: dict) -> None:
         current.clear()  # an interrupted call leaves nothing behind
@@ -51,7 +54,7 @@ def trace(backbone: Backbone) -> Iterator[list[Tensor]]:
     def leaving(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
         keep(output[0] if isinstance(output, tuple) else output)
         if module is stack[-1]:
-            calls.append(torch.stack(current, dim=1))
+            calls.extend(torch.stack(current, dim=1).unbind(2))
 
     # hooks that return nothing change nothing
     handles = [stack[0].register_forward_pre_hook(entering, with_kwargs=True)]
@@ -135,15 +138,19 @@ def think_layers(
     steps = encoder.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
     prompt = model._resolve_prompt(None, prompt_name)
     size = encoder.get_embedding_dimension()
-    states = torch.zeros(len(texts), steps, size)
+    one_pass = encoder.max_steps  # all states come from one call
+    tensors = [torch.zeros(len(texts), steps, size) for _ in fields(encoder.thoughts_class)[1:]]
     stream = torch.zeros(len(texts), steps, len(layers(encoder.backbone)) + 1, size)
     model.eval()
     with torch.inference_mode():
         for start in range(0, len(texts), batch_size):
             rows = slice(start, start + batch_size)
             features = {k: v.to(model.device) for k, v in encoder.preprocess(texts[rows], prompt=prompt).items()}
-            with trace(encoder.backbone) as calls:
-                states[rows] = encoder.think(features, steps).float().cpu()
-            # pooling "generated" drops the first call's state
-            stream[rows] = torch.stack(calls[-steps:], dim=1).float().cpu()
-    return LayerThoughts(Thoughts(texts, states), stream)
+            with trace(encoder.backbone, 1 if one_pass is None else steps + 1) as calls:
+                found = encoder.think_aloud(features, steps)
+            for tensor, values in zip(tensors, found, strict=True):
+                tensor[rows] = values.float().cpu()
+            # pooling "generated" drops the first call's state; the last position of one pass is [EMBED]
+            kept = calls[-steps:] if one_pass is None else calls[-steps - 1 : -1]
+            stream[rows] = torch.stack(kept, dim=1).float().cpu()
+    return LayerThoughts(encoder.thoughts_class(texts, *tensors), stream)

@@ -1,0 +1,419 @@
+"""LaME: thinking in one pass with learned reason tokens, the sibling of the autoregressive loop (METHOD 4).
+
+K reason tokens and [EMBED] stand behind the input. The states of the reason tokens are the thoughts and a bottleneck:
+a decoder head must rebuild the retrieval target from them alone. The state of [EMBED] becomes the embedding. This file
+knows the encoder, its learned parts and its loss; the two stages are a share of the training progress.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize, pad
+
+from laser_lab.backbones import Backbone
+from laser_lab.losses import InfoNCE
+from laser_lab.methods import ReasonMethod
+from laser_lab.retriever import LatentEncoder, LatentRetriever, check_steps
+from laser_lab.thinking import Thoughts, at_least_float32
+
+WEIGHTS_FILE = "reason_tokens.safetensors"
+TARGET_LENGTH = 64
+"""Tokens of the target that the decoder is asked for, its end included. The seed names no number."""
+
+
+# -- thinking ------------------------------------------------------------------------------------------------------
+
+
+def one_pass_thinking(
+    backbone: Backbone,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    thinking_steps: int,
+    tokens: Tensor,
+    edit: Callable[[int, Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Think in one pass: K learned reason tokens and [EMBED] behind the input (LaME; METHOD 4).
+
+        h_1, ..., h_K, h_[EMBED] = the last states of f(E[ids], r_1, ..., r_K, [EMBED])
+
+    Attention is causal, so no reason token knows how many follow: h_1, ..., h_k are the same for every K >= k.
+
+    Args:
+        input_ids: (B, T), padded on the left.
+        attention_mask: (B, T), 0 for padding.
+        thinking_steps: K, from 1 to the number of learned tokens.
+        tokens: (at least K + 1, D), as the embedding module would return them; [EMBED] last.
+        edit: An intervention: called with k (from 1) and reason token r_k (B, D), returns what is read instead.
+
+    Returns:
+        (B, K, D) states h_1..h_K and the (B, D) state of [EMBED], after the final norm, in the backbone's dtype.
+    """
+    text = backbone.embed(input_ids)
+    chosen = torch.cat([tokens[:thinking_steps], tokens[-1:]]).to(text.dtype)
+    appended = chosen.expand(len(text), -1, -1)
+    if edit is not None:
+        read = [edit(k, token) for k, token in enumerate(appended[:, :-1].unbind(1), 1)]
+        appended = torch.stack([*read, appended[:, -1]], dim=1)
+    mask = torch.cat([attention_mask, attention_mask.new_ones(appended.shape[:2])], dim=1)
+    states = backbone.last_states(torch.cat([text, appended], dim=1), mask)[:, -thinking_steps - 1 :]
+    return states[:, :-1], states[:, -1]
+
+
+@dataclass(frozen=True)
+class ReasonThoughts(Thoughts):
+    """Thoughts whose embedding is read at [EMBED] and is no mean of the states."""
+
+    vectors: Tensor
+    """(B, K, D) float32, unit length: the embedding with the first 1, ..., K reason tokens"""
+
+    @property
+    def embeddings(self) -> Tensor:
+        return self.vectors[:, -1]
+
+    def embeddings_at(self, step: int) -> Tensor:
+        super().embeddings_at(step)  # checks the step
+        return self.vectors[:, step - 1]
+
+    def __getitem__(self, index: int | slice) -> ReasonThoughts:
+        found = super().__getitem__(index)
+        rows = slice(index, index + 1 or None) if isinstance(index, int) else index
+        return ReasonThoughts(found.texts, found.states, self.vectors[rows])
+
+
+# -- what is learned beside the backbone ---------------------------------------------------------------------------
+
+
+class BottleneckDecoder(nn.Module):
+    """The decoder head: one causal layer of width D that reads the K bottleneck states by cross-attention.
+
+    "Lightweight" in the seed, which gives no size. It borrows the backbone's embeddings and LM head, so its own
+    weights do not grow with the vocabulary.
+    """
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.states_norm, self.inputs_norm, self.norm = (nn.LayerNorm(size) for _ in range(3))
+        self.start = nn.Parameter(torch.zeros(size))
+        self.positions = nn.Embedding(TARGET_LENGTH, size)
+        self.layer = nn.TransformerDecoderLayer(
+            size, heads, 2 * size, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+
+    def forward(self, states: Tensor, target: Tensor) -> Tensor:
+        """(B, K, D) states and (B, T, D) embeddings of the target to (B, T, D): what predicts each of its tokens,
+        from the states and the target's tokens before it."""
+        length = target.shape[1]
+        before = self.inputs_norm(at_least_float32(target[:, :-1]))
+        inputs = torch.cat([self.start.expand(len(target), 1, -1), before], dim=1) + self.positions.weight[:length]
+        causal = nn.Transformer.generate_square_subsequent_mask(length, device=inputs.device)
+        return self.norm(self.layer(inputs, self.states_norm(at_least_float32(states)), tgt_mask=causal))
+
+
+class ReasonTokens(nn.Module):
+    """K learned reason tokens and [EMBED], the embedding head, and the decoder head where there is one; all float32.
+
+    The seed gives no initialisation: tokens are drawn like rows of the embedding table, and the embedding head starts
+    as the identity, so that training starts from a last-token retriever.
+    """
+
+    def __init__(self, backbone: Backbone, count: int, decoder: bool = True) -> None:
+        super().__init__()
+        size, table = backbone.hidden_size, backbone.embedding_table
+        with torch.no_grad():
+            some = backbone.embed(torch.randint(len(table), (256,)).to(table.device)).float()
+            drawn = some.mean(0) + some.std(0) * torch.randn(count + 1, size).to(some)
+        self.tokens = nn.Parameter(drawn)
+        """(K + 1, D): the last one is [EMBED]"""
+        self.head = nn.Linear(size, size)
+        nn.init.eye_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        heads = backbone.config.get_text_config().num_attention_heads
+        self.decoder = BottleneckDecoder(size, heads if size % heads == 0 else 1) if decoder else None
+        self.to(table.device)
+
+    def reconstruction(self, backbone: Backbone, states: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B,) mean cross-entropy in nats of each target's tokens, given its K bottleneck states and nothing else of
+        the input.
+
+        Args:
+            states: (B, K, D).
+            ids: (B, T) target tokens, T at most :data:`TARGET_LENGTH`; `mask` (B, T) is 1 where there is one. Padded on
+                the right.
+        """
+        wanted = mask.bool()
+        predicted = self.decoder(states, backbone.embed(ids))[wanted]
+        logits = backbone.logits(predicted.to(backbone.head.weight.dtype))  # at real tokens only: V is large
+        losses = logits.new_zeros(wanted.shape)
+        losses[wanted] = cross_entropy(logits, ids[wanted], reduction="none")
+        return losses.sum(1) / mask.sum(1)
+
+
+def targets(input_ids: Tensor, attention_mask: Tensor, eos: int) -> tuple[Tensor, Tensor]:
+    """Left-padded (B, T) documents to what a decoder is asked for: ``ids`` and ``mask`` (B, T'), their first tokens
+    and an eos where they end, padded on the right, T' at most :data:`TARGET_LENGTH`."""
+    rows = [ids[kept.bool()] for ids, kept in zip(input_ids, attention_mask)]
+    rows = [torch.cat([row, row.new_tensor([eos])])[:TARGET_LENGTH] for row in rows]
+    lengths = torch.tensor([len(row) for row in rows], device=input_ids.device)
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=eos)
+    return ids, (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+
+
+# -- the encoder ---------------------------------------------------------------------------------------------------
+
+
+class ReasonEncoder(LatentEncoder):
+    """The :class:`LatentEncoder` that thinks in one pass.
+
+    Args:
+        backbone, thinking_steps, max_length: As there; K may be lowered per call, never raised over `reason_tokens`.
+            The pooling is ``"generated"``: state k is that of token k, which an intervention may change.
+        reason_tokens: How many are learned; default: `thinking_steps`.
+        decoder: Whether there is a decoder head.
+    """
+
+    config_keys = ["thinking_steps", "max_length", "base", "reason_tokens", "decoder"]
+    thoughts_class = ReasonThoughts
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        thinking_steps: int,
+        reason_tokens: int | None = None,
+        decoder: bool = True,
+        **settings: Any,
+    ) -> None:
+        super().__init__(backbone, thinking_steps=thinking_steps, pooling="generated", **settings)
+        count = thinking_steps if reason_tokens is None else reason_tokens
+        self.reasoner = ReasonTokens(backbone, check_steps(count), decoder)
+        self.check(thinking_steps)
+
+    @property
+    def reason_tokens(self) -> int:
+        """How many are learned: the largest K."""
+        return len(self.reasoner.tokens) - 1
+
+    @property
+    def max_steps(self) -> int:
+        return self.reason_tokens
+
+    @property
+    def decoder(self) -> bool:
+        return self.reasoner.decoder is not None
+
+    def check(self, thinking_steps: int) -> int:
+        """`thinking_steps` if so many reason tokens are learned, else a ValueError."""
+        if check_steps(thinking_steps) > self.reason_tokens:
+            raise ValueError(
+                f"thinking_steps={thinking_steps}, but the model has learned {self.reason_tokens} reason tokens: one "
+                "pass cannot think longer than it was trained to."
+            )
+        return int(thinking_steps)
+
+    def rollout(
+        self,
+        features: dict[str, Tensor],
+        thinking_steps: int | None = None,
+        edit: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(B, K, D) states of the reason tokens and (B, D) embeddings of unit length, float32 or better."""
+        steps = self.thinking_steps if thinking_steps is None else self.check(thinking_steps)
+        ids, mask = features["input_ids"], features["attention_mask"]
+        limit = self.backbone.max_positions
+        if limit is not None and ids.shape[1] + steps + 1 > limit:
+            raise ValueError(
+                f"{ids.shape[1]} tokens, {steps} reason tokens and [EMBED] need more positions than the backbone's "
+                f"{limit}: lower max_length or thinking_steps."
+            )
+        states, embed = one_pass_thinking(self.backbone, ids, mask, steps, self.reasoner.tokens, edit)
+        return states, normalize(self.reasoner.head(at_least_float32(embed)), dim=-1)
+
+    def think(
+        self,
+        features: dict[str, Tensor],
+        thinking_steps: int | None = None,
+        edit: Callable[[int, Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """(B, K, D) states of the reason tokens; `edit` changes reason tokens (:func:`one_pass_thinking`)."""
+        return self.rollout(features, thinking_steps, edit)[0]
+
+    def think_aloud(
+        self, features: dict[str, Tensor], thinking_steps: int, edit: Callable[[int, Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, ...]:
+        """States, and the embedding after every step: [EMBED] stands behind the last token, so a pass for each."""
+        read: dict[int, Tensor] = {}
+
+        def once(k: int, token: Tensor) -> Tensor:  # an edit may count, or draw: every token is shown to it once
+            if k not in read:
+                read[k] = token if edit is None else edit(k, token)
+            return read[k]
+
+        passes = [self.rollout(features, step, once) for step in range(1, self.check(thinking_steps) + 1)]
+        return passes[-1][0], torch.stack([vectors for _, vectors in passes], dim=1)
+
+    def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
+        """As :meth:`LatentEncoder.forward`; features with ``target_ids`` and ``target_mask`` (B, T) also get
+        ``reconstruction`` (B,), the loss of :meth:`ReasonTokens.reconstruction`."""
+        if "segment_ends" in features:
+            return super().forward(features)
+        states, embeddings = self.rollout(features, thinking_steps)
+        found = {**features, "states": states, "sentence_embedding": embeddings}
+        if "target_ids" in features:
+            asked = features["target_ids"], features["target_mask"]
+            found["reconstruction"] = self.reasoner.reconstruction(self.backbone, states, *asked)
+        return found
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        from safetensors.torch import save_file
+
+        super().save(output_path, *args, **kwargs)
+        tensors = {name: tensor.contiguous() for name, tensor in self.reasoner.state_dict().items()}
+        save_file(tensors, os.path.join(output_path, WEIGHTS_FILE))
+
+    @classmethod
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> ReasonEncoder:
+        """What :meth:`save` wrote: the model or the adapter, with its reason tokens and heads.
+
+        Raises:
+            ValueError: The reason tokens are not there, or were learned on another backbone.
+        """
+        from safetensors.torch import load_file
+
+        encoder = super().load(model_name_or_path, **kwargs)
+        source = kwargs.get("adapter") or model_name_or_path
+        file = cls.load_file_path(source, WEIGHTS_FILE, revision=kwargs.get("revision"))
+        if file is None:
+            raise ValueError(f"{source} thinks with reason tokens, but {WEIGHTS_FILE} is not there")
+        try:
+            encoder.reasoner.load_state_dict(load_file(file))
+        except RuntimeError as error:
+            raise ValueError(f"The reason tokens in {file} do not fit {encoder.base!r}: {error}") from error
+        return encoder
+
+
+def take_up(model: LatentRetriever, method: ReasonMethod) -> None:
+    """Let a retriever think in one pass from now on. It keeps its backbone and adapter; reason tokens that are not
+    there yet, or are of another number, are drawn anew."""
+    before = model.encoder
+    needed = dict(reason_tokens=method.thinking_steps, decoder=bool(method.reconstruction))
+    if isinstance(before, ReasonEncoder) and all(getattr(before, name) == value for name, value in needed.items()):
+        return
+    model[0] = ReasonEncoder(
+        before.backbone, thinking_steps=method.thinking_steps, max_length=before.max_length, **needed
+    )
+
+
+@torch.inference_mode()
+def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TARGET_LENGTH) -> list[str]:
+    """What the decoder head rebuilds (greedily) from the bottleneck states of each thought: the text of the document
+    it expects. A thought of fewer steps gives it fewer states.
+
+    Raises:
+        ValueError: The model has no decoder head.
+    """
+    encoder = model[0]
+    if not isinstance(encoder, ReasonEncoder) or not encoder.decoder:
+        raise ValueError("this model has no decoder head: train it with a method such as 'lame'")
+    backbone, tokenizer = encoder.backbone, encoder.tokenizer
+    model.eval()
+    texts = []
+    for states in thoughts.states.to(backbone.embedding_table.device).split(64):
+        ids = torch.zeros(len(states), 0, dtype=torch.long, device=states.device)
+        for _ in range(min(max_tokens, TARGET_LENGTH)):
+            predicted = encoder.reasoner.decoder(states, backbone.embed(pad(ids, (0, 1))))[:, -1]
+            logits = backbone.logits(predicted.to(backbone.head.weight.dtype))
+            ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+            if (ids == tokenizer.eos_token_id).any(1).all():
+                break
+        for row in ids.tolist():
+            end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else len(row)
+            texts.append(tokenizer.decode(row[:end], skip_special_tokens=True))
+    return texts
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def cosines(states: Tensor) -> Tensor:
+    """(B, K, D) to (B, K·(K-1)/2): the cosine of every pair of a text's states."""
+    states = normalize(at_least_float32(states), dim=-1)
+    first, second = torch.triu_indices(states.shape[1], states.shape[1], offset=1)
+    return (states[:, first] * states[:, second]).sum(-1)
+
+
+def effective_rank(states: Tensor) -> Tensor:
+    """(B, K, D) to (B,): how many directions the K states of each text span, from 1 (collapsed) to K. The exponential
+    of the entropy of the normalised singular values of the K unit-length states (Roy and Vetterli, 2007); not centred,
+    other than :func:`laser_lab.probing.geometry.effective_rank`, which asks how far different texts spread."""
+    values = torch.linalg.svdvals(normalize(at_least_float32(states), dim=-1))
+    shares = values / values.sum(-1, keepdim=True)
+    return torch.special.entr(shares).sum(-1).exp()
+
+
+class Diversity(nn.Module):
+    """LaME's regulariser of the latent tokens: mean squared cosine between the states of different reason tokens.
+
+    The seed names a diversity regularisation against collapse and gives no formula. Squared, so that states are drawn
+    to right angles and no further: states that point away from each other would not say more.
+    """
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(B, K, D) to a scalar in [0, 1]: 1 if all states of each text are one direction; of one state alone, 0."""
+        squares = cosines(states) ** 2
+        return squares.mean() if squares.numel() else states.sum() * 0
+
+
+class BottleneckLoss(nn.Module):
+    """L = contrastive·CL([EMBED]) + reconstruction·CE(decoder) + diversity·mean cos², in two stages (METHOD 4).
+
+    The decoder head rebuilds each query's positive document from the query's bottleneck states alone ("Only-Answer
+    decoding"). In the first stage the trainer keeps the backbone as it is. Takes the features of
+    :class:`laser_lab.training.Collator` and returns every weighted term by name.
+    """
+
+    def __init__(self, model: nn.Module, method: ReasonMethod) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+        self.eos: int = model.encoder.tokenizer.eos_token_id
+        self.progress = 0.0
+        """Share of the steps done, set by the trainer."""
+        self.contrastive = InfoNCE(method.temperature)
+        self.diversity = Diversity()
+
+    @property
+    def backbone_frozen(self) -> bool:
+        """The first stage, the bottleneck warm-up. The progress decides, so a resumed run is in the right stage."""
+        return self.progress < self.method.bottleneck_warmup
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:
+        from laser_lab.training import _rank, gather
+
+        queries, documents = features[:2]
+        method, count = self.method, len(queries["input_ids"])
+        names = ("input_ids", "attention_mask")
+        asked = {name: queries[name] for name in names}
+        if method.reconstruction:  # positives stand first among the documents
+            ids, mask = targets(*(documents[name][:count] for name in names), self.eos)
+            asked |= {"target_ids": ids, "target_mask": mask}
+        encoded = self.model({name: documents[name] for name in names}, thinking_steps=method.thinking_steps)
+        latent = self.model(asked, thinking_steps=method.thinking_steps)
+        terms: dict[str, Tensor] = {}
+        if method.contrastive:
+            keys, vectors = gather(documents["keys"]), gather(encoded["sentence_embedding"])
+            positives = torch.arange(count, device=keys.device) + _rank() * len(documents["keys"])
+            ignored = (queries["positive_keys"][:, :, None] == keys).any(1)
+            loss = self.contrastive(latent["sentence_embedding"], vectors, positives, ignored)
+            terms["contrastive"] = method.contrastive * loss
+        if method.reconstruction:
+            terms["reconstruction"] = method.reconstruction * latent["reconstruction"].mean()
+        if method.diversity:
+            loss = (self.diversity(latent["states"]) + self.diversity(encoded["states"])) / 2
+            terms["diversity"] = method.diversity * loss
+        return terms
