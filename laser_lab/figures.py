@@ -394,6 +394,51 @@ def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     return fig
 
 
+def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Seconds per batch: a cluster of bars per shape with a bar per loop, and a line over K.
+
+    Args:
+        frame: As :func:`laser_lab.latency.benchmark` returns it (its first table). The whiskers end at the 95th
+            percentile; a number on a bar says how many times longer than ours it takes.
+
+    Raises:
+        ValueError: The frame is empty or lacks a column.
+    """
+    _check(frame, ["name", "batch", "tokens", "thinking_steps", "median", "p95", "ratio"])
+    sweep, shapes = frame[frame["name"] == "sweep"], frame[frame["name"] != "sweep"]
+    looks = {
+        "published": ("published loop, K=3", METHOD_COLOURS["random"]),
+        "ours": ("ours, K=3", METHOD_COLOURS["laser"]),
+        "basic": ("one basic pass", METHOD_COLOURS["basic"]),
+    }
+    places = list(dict.fromkeys(zip(shapes["batch"], shapes["tokens"])))
+    with _style():
+        fig = _figure((9.6, 4.0))
+        left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
+        for at, (name, (label, colour)) in enumerate(looks.items()):
+            bars = shapes[shapes["name"] == name].set_index(["batch", "tokens"]).loc[places]
+            centres = [place + (at - 1) * 0.27 for place in range(len(places))]
+            above = [[0] * len(places), bars["p95"] - bars["median"]]
+            left.bar(centres, bars["median"], width=0.25, color=colour, label=label, yerr=above, capsize=3,
+                     error_kw={"linewidth": 1.2})  # fmt: skip
+            if name == "published":
+                for x, top, times in zip(centres, bars["p95"], bars["ratio"]):
+                    left.text(x, top, f"{times:.1f}×", ha="center", va="bottom", fontsize=10)
+        left.set_xticks(range(len(places)), [f"{batch} × {tokens} tokens" for batch, tokens in places])
+        left.legend(frameon=False, fontsize=10, loc="upper left")
+        _finish(left, "seconds per batch", title, bottom=0)
+        if len(sweep):
+            whiskers = [[0] * len(sweep), sweep["p95"] - sweep["median"]]
+            right.errorbar(sweep["thinking_steps"], sweep["median"], whiskers, marker="o", capsize=3,
+                           color=METHOD_COLOURS["laser"])  # fmt: skip
+            right.set_xlabel(NAMES["thinking_steps"])
+            batch, tokens = sweep.iloc[0][["batch", "tokens"]]
+            _finish(right, "", f"ours, {batch} × {tokens} tokens", bottom=0)
+        else:
+            right.set_visible(False)
+    return fig
+
+
 def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
     """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`; the same input gives the same bytes.
 
