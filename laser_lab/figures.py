@@ -406,57 +406,48 @@ def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     return fig
 
 
-def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) -> Figure:
-    """A panel per intervention: the rank of every document that comes among the first `top`, over thinking steps.
-    Marked documents stand out, and stay in sight where they are further down, each mark in a lane below, with the rank.
+def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
+    """Seconds per batch: a cluster of bars per shape with a bar per loop, and a line over K.
 
     Args:
-        frame: Columns ``change`` (the panel), ``thinking_steps``, ``rank`` (from 1), ``doc_id``, ``document`` and
-            ``mark``: what the document is (its line gets a colour and an entry in the legend), or ``""``.
+        frame: As :func:`laser_lab.latency.benchmark` returns it (its first table). The whiskers end at the 95th
+            percentile; a number on a bar says how many times longer than ours it takes.
 
     Raises:
         ValueError: The frame is empty or lacks a column.
     """
-    _check(frame, ["change", "thinking_steps", "rank", "doc_id", "document", "mark"])
-    panels = list(frame.groupby("change", sort=False))
-    marks = [mark for mark in frame["mark"].unique() if mark]
-    colours = dict(zip(marks, ("#d55e00", "#0173b2", "#029e73", "#cc78bc") * len(marks)))
-    lanes = {mark: top + 1.4 + 1.6 * number for number, mark in enumerate(marks)}
-    steps = sorted(frame["thinking_steps"].unique())
+    _check(frame, ["name", "batch", "tokens", "thinking_steps", "median", "p95", "ratio"])
+    sweep, shapes = frame[frame["name"] == "sweep"], frame[frame["name"] != "sweep"]
+    looks = {
+        "published": ("published loop, K=3", METHOD_COLOURS["random"]),
+        "ours": ("ours, K=3", METHOD_COLOURS["laser"]),
+        "basic": ("one basic pass", METHOD_COLOURS["basic"]),
+    }
+    places = list(dict.fromkeys(zip(shapes["batch"], shapes["tokens"])))
     with _style():
-        from matplotlib.patheffects import withStroke
-
-        halo = [withStroke(linewidth=3, foreground="white")]  # numbers stay readable where a line passes
-        fig = _figure((5.4 * len(panels) + 0.4, 4.8))
-        axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for ax, (change, panel) in zip(axes, panels):
-            for mark, line in panel.sort_values("mark").groupby(["mark", "doc_id"]):
-                mark, line = mark[0], line.set_index("thinking_steps")["rank"].reindex(steps).astype(float)
-                ranks = line.mask(line > top, lanes.get(mark, float("nan")))
-                if ranks.isna().all():
-                    continue
-                style = dict(linewidth=2.5, markersize=7, zorder=3) if mark else dict(linewidth=1, markersize=3)
-                ax.plot(steps, ranks, color=colours.get(mark, "#b0b0b0"), marker="o", **style)
-                for step, rank in line[line > top].items() if mark else ():
-                    ax.annotate(f"{rank:.0f}", (step, lanes[mark]), xytext=(0, -14), textcoords="offset points",
-                                ha="center", fontsize=9, color=colours[mark], zorder=5, path_effects=halo)  # fmt: skip
-            last = panel[(panel["thinking_steps"] == steps[-1]) & (panel["rank"] <= top)]
-            for rank, document, mark in zip(last["rank"], last["document"], last["mark"]):
-                ax.text(steps[-1] + 0.3, rank, readable(" ".join(document.split()), 24), va="center", fontsize=9,
-                        color=colours.get(mark, "#606060"), parse_math=False)  # fmt: skip
-            ax.set_xticks(steps)
-            ax.set_xlabel(_name("thinking_steps"))
-            ax.set_yticks([*range(1, top + 1), *lanes.values()], [*range(1, top + 1), *[f">{top}"] * len(lanes)])
-            ax.set_ylim(max([top, *lanes.values()]) + 1.2, 0.4)
-            _finish(ax, "rank" if ax is axes[0] else "", str(change), bottom=None)
-            ax.grid(visible=False)
-        handles = [
-            axes[0].plot([], [], color=colours[mark], marker="o", linewidth=2.5, label=mark)[0] for mark in marks
-        ]
-        if handles:
-            fig.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False)
-        if title:
-            fig.suptitle(title, x=0.01, ha="left", parse_math=False)
+        fig = _figure((9.6, 4.0))
+        left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
+        for at, (name, (label, colour)) in enumerate(looks.items()):
+            bars = shapes[shapes["name"] == name].set_index(["batch", "tokens"]).loc[places]
+            centres = [place + (at - 1) * 0.27 for place in range(len(places))]
+            above = [[0] * len(places), bars["p95"] - bars["median"]]
+            left.bar(centres, bars["median"], width=0.25, color=colour, label=label, yerr=above, capsize=3,
+                     error_kw={"linewidth": 1.2})  # fmt: skip
+            if name == "published":
+                for x, top, times in zip(centres, bars["p95"], bars["ratio"]):
+                    left.text(x, top, f"{times:.1f}×", ha="center", va="bottom", fontsize=10)
+        left.set_xticks(range(len(places)), [f"{batch} × {tokens} tokens" for batch, tokens in places])
+        left.legend(frameon=False, fontsize=10, loc="upper left")
+        _finish(left, "seconds per batch", title, bottom=0)
+        if len(sweep):
+            whiskers = [[0] * len(sweep), sweep["p95"] - sweep["median"]]
+            right.errorbar(sweep["thinking_steps"], sweep["median"], whiskers, marker="o", capsize=3,
+                           color=METHOD_COLOURS["laser"])  # fmt: skip
+            right.set_xlabel(NAMES["thinking_steps"])
+            batch, tokens = sweep.iloc[0][["batch", "tokens"]]
+            _finish(right, "", f"ours, {batch} × {tokens} tokens", bottom=0)
+        else:
+            right.set_visible(False)
     return fig
 
 

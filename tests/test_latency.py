@@ -1,43 +1,92 @@
-"""Timing: interleaved, whole, and of loops that compute the same."""
+"""The stopwatch and the comparator. No test here asserts a time: those are in the benchmark's own table."""
 
+import pandas as pd
 import pytest
 import torch
-from conftest import FAMILIES, tiny_backbone
+import transformers
+from conftest import FAMILIES, SMALL, tiny_backbone
+from test_thinking import batch
 
 from laser_lab import latency
+from laser_lab.figures import latency as latency_figure
 from laser_lab.thinking import latent_thinking
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_published_loop_computes_the_same(family):
+def test_published_loop_thinks_the_same(family, steps):
     backbone = tiny_backbone(family)
-    ids = torch.randint(4, 20, (3, 7), generator=torch.Generator().manual_seed(0))
-    ids[0, :2] = 0
-    mask = torch.ones_like(ids)
-    mask[0, :2] = 0
-    with torch.no_grad():
-        for steps in (1, 3):
-            ours = latent_thinking(backbone, ids, mask, steps)
-            theirs = latency.published_loop(backbone, ids, mask, steps)
-            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    # The card leaves positions to the model, and GPT-2's absolute ones would count the padding.
+    ids, mask = batch((9, 9) if family == "gpt2" else (9, 3, 6))
+    with torch.inference_mode():
+        ours = latent_thinking(backbone, ids, mask, steps)
+        published = latency.published_thinking(backbone, ids, mask, steps)
+    assert published.shape == ours.shape
+    torch.testing.assert_close(published, ours, atol=1e-4, rtol=1e-4)
 
 
-def test_rounds_are_interleaved_and_warm():
+def test_rounds_are_interleaved_and_turn():
     calls = []
-    frame = latency.measure({n: (lambda n=n: calls.append(n)) for n in "abc"}, repeats=4, warmup=2)
-    assert calls == list("abc") * 6, "every system once a round"
-    assert frame.groupby("name").size().tolist() == [4, 4, 4] and (frame.seconds >= 0).all()
-    table = latency.summary(frame)
-    assert table.name.tolist() == ["a", "b", "c"] and (table.p95 >= table["median"]).all()
-    for bad in (dict(systems={}), dict(systems={"a": print}, repeats=0)):
-        with pytest.raises(ValueError, match="at least one"):
-            latency.measure(**bad)
+    times = latency.measure({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=4, warmup=1)
+    assert len(calls) == 15
+    assert list(times["name"]) == calls[3:]  # the warm-up is not in the table
+    rounds = [tuple(part["name"]) for _, part in times.groupby("repeat")]
+    assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+    assert [names[0] for names in rounds] == ["a", "b", "c", "a"]
+    assert (times["seconds"] > 0).all()
 
 
-def test_the_command_writes_its_table(tiny_folder, tmp_path, capsys):
-    out = tmp_path / "latency.csv"
-    arguments = ["--model", tiny_folder, "--batch", "2", "--tokens", "4", "--repeats", "2", "--out", str(out)]
-    assert latency.main(arguments) == 0
-    header, *rows = out.read_text().splitlines()
-    assert header.startswith("model,batch,tokens,thinking_steps,name,median,p95") and len(rows) == 3
-    assert "published" in capsys.readouterr().out
+@pytest.mark.parametrize("encoders, repeats", [({}, 3), ({"a": int}, 0)])
+def test_nothing_to_measure_is_an_error(encoders, repeats):
+    with pytest.raises(ValueError, match="measure needs"):
+        latency.measure(encoders, repeats)
+
+
+def test_summary_and_ratio():
+    rows = [{"repeat": r, "name": n, "seconds": s * (r + 1)} for r in range(3) for n, s in (("slow", 3.0), ("fast", 1))]
+    times = pd.DataFrame(rows)
+    summary = latency.summarize(times).set_index("name")
+    assert summary.loc["slow", "median"] == 6 and summary.loc["fast", "p95"] == pytest.approx(2.9)
+    assert latency.ratio(times, "slow", "fast") == 3  # within rounds, though the machine slows down
+
+
+def test_peak_memory_sees_what_a_call_frees_again():
+    growth, total = latency.peak_memory(lambda: torch.ones(64, 2**20 // 4).sum())
+    if growth != growth:
+        pytest.skip("only Linux lets a process reset its high-water mark")
+    assert 60 < growth < 90 and total > growth
+
+
+def test_benchmark_table_and_figure():
+    table, price = latency.benchmark(tiny_backbone("gemma3"), shapes=[(2, 4), (2, 8)], steps=(1, 2, 3), repeats=2)
+    assert list(table["name"]) == ["published", "ours", "basic"] * 2 + ["sweep"] * 3
+    assert list(table["thinking_steps"]) == [3, 3, 1] * 2 + [1, 2, 3]
+    assert (table["median"] > 0).all() and (table["p95"] >= table["median"]).all()
+    assert set(price.columns) == {"step", "forward", "reading", "ratio"} and len(price) == 1
+    fig = latency_figure(table)
+    assert [text.get_text() for text in fig.axes[0].get_xticklabels()] == ["2 × 4 tokens", "2 × 8 tokens"]
+
+
+def test_shortest_seconds_by_hand():
+    config = FAMILIES["llama-untied"]()
+    hidden, inner, layers, width = SMALL["hidden_size"], SMALL["intermediate_size"], 2, 8 * (4 + 2 + 2)
+    layer = hidden * width + 4 * 8 * hidden + 3 * hidden * inner + 2 * hidden
+    body, table = layers * layer + hidden, SMALL["vocab_size"] * hidden
+    compute = 2 * body * 8 * 16 + 2 * 8 * 16**2 * 32 * layers
+    shapes = dict(batch=8, tokens=16, thinking_steps=3)
+    bound = latency.shortest_seconds(config, **shapes, operations=1.0, bandwidth=1e30)
+    assert bound == pytest.approx(compute)
+    bound = latency.shortest_seconds(config, **shapes, operations=1e30, bandwidth=1.0)
+    assert bound == pytest.approx(2 * (3 * body + 2 * table))
+
+
+def test_shortest_seconds_of_a_large_model_needs_no_memory():
+    config = transformers.Qwen3Config(
+        vocab_size=151_936, hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36,
+        num_attention_heads=32, num_key_value_heads=8, head_dim=128, tie_word_embeddings=False,
+    )  # fmt: skip
+    seconds = [
+        latency.shortest_seconds(config, 8, tokens, 3, operations=990e12, bandwidth=4.8e12) for tokens in (16, 512)
+    ]
+    assert seconds[0] == pytest.approx(3 * 13.89e9 / 4.8e12 + 2 * 1.245e9 / 4.8e12, rel=0.02)  # weights are read thrice
+    assert seconds[1] > 0.05  # arithmetic of 4096 tokens
