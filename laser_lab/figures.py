@@ -406,6 +406,60 @@ def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     return fig
 
 
+def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) -> Figure:
+    """A panel per intervention: the rank of every document that comes among the first `top`, over thinking steps.
+    Marked documents stand out, and stay in sight where they are further down, each mark in a lane below, with the rank.
+
+    Args:
+        frame: Columns ``change`` (the panel), ``thinking_steps``, ``rank`` (from 1), ``doc_id``, ``document`` and
+            ``mark``: what the document is (its line gets a colour and an entry in the legend), or ``""``.
+
+    Raises:
+        ValueError: The frame is empty or lacks a column.
+    """
+    _check(frame, ["change", "thinking_steps", "rank", "doc_id", "document", "mark"])
+    panels = list(frame.groupby("change", sort=False))
+    marks = [mark for mark in frame["mark"].unique() if mark]
+    colours = dict(zip(marks, ("#d55e00", "#0173b2", "#029e73", "#cc78bc") * len(marks)))
+    lanes = {mark: top + 1.4 + 1.6 * number for number, mark in enumerate(marks)}
+    steps = sorted(frame["thinking_steps"].unique())
+    with _style():
+        from matplotlib.patheffects import withStroke
+
+        halo = [withStroke(linewidth=3, foreground="white")]  # numbers stay readable where a line passes
+        fig = _figure((5.4 * len(panels) + 0.4, 4.8))
+        axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for ax, (change, panel) in zip(axes, panels):
+            for mark, line in panel.sort_values("mark").groupby(["mark", "doc_id"]):
+                mark, line = mark[0], line.set_index("thinking_steps")["rank"].reindex(steps).astype(float)
+                ranks = line.mask(line > top, lanes.get(mark, float("nan")))
+                if ranks.isna().all():
+                    continue
+                style = dict(linewidth=2.5, markersize=7, zorder=3) if mark else dict(linewidth=1, markersize=3)
+                ax.plot(steps, ranks, color=colours.get(mark, "#b0b0b0"), marker="o", **style)
+                for step, rank in line[line > top].items() if mark else ():
+                    ax.annotate(f"{rank:.0f}", (step, lanes[mark]), xytext=(0, -14), textcoords="offset points",
+                                ha="center", fontsize=9, color=colours[mark], zorder=5, path_effects=halo)  # fmt: skip
+            last = panel[(panel["thinking_steps"] == steps[-1]) & (panel["rank"] <= top)]
+            for rank, document, mark in zip(last["rank"], last["document"], last["mark"]):
+                ax.text(steps[-1] + 0.3, rank, readable(" ".join(document.split()), 24), va="center", fontsize=9,
+                        color=colours.get(mark, "#606060"), parse_math=False)  # fmt: skip
+            ax.set_xticks(steps)
+            ax.set_xlabel(_name("thinking_steps"))
+            ax.set_yticks([*range(1, top + 1), *lanes.values()], [*range(1, top + 1), *[f">{top}"] * len(lanes)])
+            ax.set_ylim(max([top, *lanes.values()]) + 1.2, 0.4)
+            _finish(ax, "rank" if ax is axes[0] else "", str(change), bottom=None)
+            ax.grid(visible=False)
+        handles = [
+            axes[0].plot([], [], color=colours[mark], marker="o", linewidth=2.5, label=mark)[0] for mark in marks
+        ]
+        if handles:
+            fig.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False)
+        if title:
+            fig.suptitle(title, x=0.01, ha="left", parse_math=False)
+    return fig
+
+
 def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Seconds per batch: a cluster of bars per shape with a bar per loop, and a line over K.
 
