@@ -77,6 +77,7 @@ TERMS = {
     "latent": {"contrastive"},
     "gircse": {"stepwise", "monotonicity"},
     "laser": {"contrastive", "explicit", "output", "process"},
+    "rewrite": {"explicit"},
     "laser-no-explicit": {"contrastive"},
     "laser-no-latent": {"contrastive", "explicit", "output", "process"},
     "laser-no-process": {"contrastive", "explicit", "output"},
