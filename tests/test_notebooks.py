@@ -17,6 +17,7 @@ TINY = {
     "03_train_laser": dict(STEPS=4, BATCH=8, THINKING_STEPS=2, SHOWN=1, WORLD=TINY_WORLD),
     "04_ablate_k": TINY_GRID | dict(TRAIN_STEPS=[1, 2], HOPS=[2]),
     "05_ablate_losses": TINY_GRID | dict(THINKING_STEPS=2),
+    "06_latency_utility": TINY_GRID | dict(TRAIN_STEPS=[1, 2], GIRCSE_STEPS=[2], REPEATS=2),
     "07_rewrite_gain": TINY_GRID | dict(THINKING_STEPS=2),
     "08_scale": TINY_GRID | dict(THINKING_STEPS=2, SIZES=[[1, 16]], VERBOSITY=[1, 2], METHODS=["basic", "laser"]),
     "09_latent_vocabulary": TINY_GRID | dict(THINKING_STEPS=2, METHODS=["laser", "gircse"]),
