@@ -55,7 +55,7 @@ class Row:
     model: str = "gemma-3-270m"
     layers: int | None = None
     """of the backbone, from below; None: all"""
-    max_length: int = 96
+    max_length: int = 160
     read_steps: int = 4
     corpus: str = "pooled"
     training: dict[str, Any] = field(default_factory=dict)
