@@ -202,7 +202,7 @@ def frontier(
     with _style():
         from matplotlib.ticker import NullFormatter
 
-        fig = _figure((7.2, 4.6))
+        fig = _figure((8.6, 4.6))
         ax = fig.subplots()
         front = frame[frame["pareto"]].sort_values(x)
         ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
@@ -221,7 +221,7 @@ def frontier(
         ax.xaxis.set_minor_formatter("{x:g}" if frame[x].max() < 30 * frame[x].min() else NullFormatter())
         ax.set_xlabel(_name(x))
         _finish(ax, _name(measure), title, bottom=0)
-        ax.legend(frameon=False, loc="lower right")
+        fig.legend(frameon=False, loc="outside right upper")  # points and whiskers may lie anywhere
     return fig
 
 

@@ -55,13 +55,17 @@ FAMILIES = {
 }
 
 
-def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<unk>", "<s>", "</s>", *WORDS])}
+def word_tokenizer(words, **special) -> transformers.PreTrainedTokenizerFast:
+    """A token per word, behind the four special ones; `special` names more of them among the words."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<unk>", "<s>", "</s>", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
+    names = dict(pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, **special)
+
+
+def tiny_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    return word_tokenizer(WORDS)
 
 
 def tiny_model(family: str = "qwen3", seed: int = 0) -> transformers.PreTrainedModel:

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import SMALL
+from conftest import SMALL, word_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 import laser_lab as ll
 from laser_lab.backbones import Backbone
@@ -35,14 +34,9 @@ def model(task):
     words = {
         w: None for t in (*task.queries.values(), *task.corpus.values(), query_prompt(INSTRUCTION)) for w in t.split()
     }
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "<unk>", "<s>", "</s>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="</s>"
-    )
+    tokenizer = word_tokenizer(words)
     torch.manual_seed(0)
-    config = transformers.Qwen3Config(**SMALL | dict(vocab_size=len(vocabulary), max_position_embeddings=256))
+    config = transformers.Qwen3Config(**SMALL | dict(vocab_size=len(tokenizer), max_position_embeddings=256))
     backbone = Backbone(transformers.AutoModelForCausalLM.from_config(config).eval(), tokenizer, name="some/tiny")
     encoder = LatentEncoder(backbone, thinking_steps=2, max_length=128)
     prompts = {"query": query_prompt(), "document": ""}

@@ -9,7 +9,7 @@ import torch
 from conftest import FAMILIES, tiny_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import FAST, data, dev, interrupted, load  # noqa: F401  (fixtures)
+from test_training import FAST, check_resumed_like_unbroken, data, dev, load  # noqa: F401  (fixtures)
 from torch import nn
 
 import laser_lab as ll
@@ -31,7 +31,7 @@ from laser_lab.lame import (
 )
 from laser_lab.probing.causal import soft_tokens
 from laser_lab.probing.tracing import final_norm, think_layers
-from laser_lab.training import last_checkpoint, train
+from laser_lab.training import train
 
 LAME = ll.METHODS["lame"].replace(thinking_steps=3)
 
@@ -240,14 +240,7 @@ def test_the_first_stage_leaves_every_backbone_weight_as_it_is(tiny_folder, data
 
 @pytest.mark.parametrize("switch", [0.25, 0.4, 0.75], ids=["behind", "right before", "ahead of"])
 def test_a_run_resumed_across_the_switch_ends_like_an_unbroken_one(tiny_folder, data, tmp_path, switch):  # noqa: F811
-    """The checkpoint lies at step 2 of 4."""
-    method = LAME.replace(bottleneck_warmup=switch)
-    whole = train(load(tiny_folder), data, method, output_dir=tmp_path / "whole", **FAST)
-    interrupted(load(tiny_folder), data, method, tmp_path / "broken", 3, **FAST)
-    assert last_checkpoint(tmp_path / "broken").name == "checkpoint-2"
-    resumed = train(load(tiny_folder), data, method, output_dir=tmp_path / "broken", resume=True, **FAST)
-    for (name, a), (_, b) in zip(whole.state_dict().items(), resumed.state_dict().items()):
-        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5, msg=name)
+    check_resumed_like_unbroken(tiny_folder, data, LAME.replace(bottleneck_warmup=switch), tmp_path)
 
 
 def test_saving_and_loading(tiny_folder, data, tmp_path):  # noqa: F811
