@@ -24,7 +24,7 @@ TINY = {
     "08_scale": TINY_GRID | dict(THINKING_STEPS=2, SIZES=[[1, 16]], VERBOSITY=[1, 2], METHODS=["basic", "laser"]),
     "09_latent_vocabulary": TINY_GRID | dict(THINKING_STEPS=2, METHODS=["laser", "gircse"]),
     "10_latent_geometry": TINY_GRID | dict(THINKING_STEPS=2, SHOWN=6),
-    "11_real_language": dict(CORPUS="pooled"),  # and what the fixture tiny_bank says
+    "11_real_language": dict(FULL=True),  # and what the fixture tiny_bank says
     "12_inside_a_thought": TINY_GRID | dict(THINKING_STEPS=2, PROBE_TEXTS=20, QUESTIONS=4, MODEL_STEPS=2),
     "13_explorer": dict(STEPS=2, BATCH=8, THINKING_STEPS=2, EXPORTED=1, TIMED=2, WORLD=TINY_WORLD),
     "14_lame": TINY_GRID
