@@ -45,6 +45,7 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
     except ImportError as error:
         raise missing_extra("papermill", "lab") from error
     notebook, output = Path(notebook), Path(output)
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' too: an executed notebook would keep their ruins
     handle, name = tempfile.mkstemp(suffix=".ipynb", prefix=".", dir=output.parent)
     os.close(handle)
     temporary = Path(name)
