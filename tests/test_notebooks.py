@@ -59,10 +59,18 @@ def test_committed_with_outputs_and_clean(path):
     assert not re.search(r"/(work|root|home|tmp)/", path.read_text()), "no path of the machine it ran on"
 
 
+@pytest.fixture(scope="module")
+def tiny_cache(tmp_path_factory):
+    """What tiny presets build is not kept, but the notebooks share it, as they share the cells of a real preset."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LASER_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_runs_with_a_tiny_preset(path, tiny_folder, tiny_bank, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("tiny_cache")
+def test_runs_with_a_tiny_preset(path, tiny_folder, tiny_bank, tmp_path):
     (tmp_path / "out").mkdir()
-    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "cache"))  # what a tiny preset builds is not kept
     parameters = {"FIGURES": str(tmp_path / "figures")} | TINY[path.stem]
     if "MODEL = " in path.read_text():
         parameters["MODEL"] = tiny_folder
