@@ -30,7 +30,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 import laser_lab as ll
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.images import VisionBackbone
-from laser_lab.lame import take_up
+from laser_lab.lame import reconstruct, take_up
 from laser_lab.probing.tracing import think_layers
 from laser_lab.probing.vocabulary import logit_lens
 
@@ -329,6 +329,10 @@ def test_text_to_image_retrieval_is_learned(folder, tmp_path):
     assert ll.evaluate(model, back)["ndcg@10"] > CHANCE + MARGIN
     again = ll.load(tmp_path / "run" / "final", device="cpu")
     np.testing.assert_allclose(again.encode(list(images.values())), model.encode(list(images.values())), atol=1e-4)
+    asked = ll.think(again, names, prompt_name="query")
+    assert reconstruct(again, asked) == [""] * len(names), "drawings have no words"
+    shown = ll.think(again, list(images.values()), prompt_name="query")
+    assert np.mean([bool(text) for text in reconstruct(again, shown)]) > 0.5, "captions have"
     ranked = ll.rank(model, task, top=3)
     assert ranked.document.map(lambda image: isinstance(image, Image.Image)).all() and len(ranked) == 36 * 3
 
