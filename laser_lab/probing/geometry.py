@@ -98,18 +98,21 @@ def _right(states: Tensor, labels: np.ndarray, test_states: Tensor, test_labels:
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     _, steps, layers, _ = states.shape
     right = np.zeros((steps, layers, len(test_labels)), dtype=bool)
-    for layer in range(layers):
-        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-        if labels.ndim == 2:  # one probe for all steps
-            probe.fit(states[:, :, layer].flatten(0, 1).numpy(), labels.reshape(-1))
-        for step in range(steps):
-            if labels.ndim == 1:
-                probe.fit(states[:, step, layer].numpy(), labels)
-            truth = test_labels if labels.ndim == 1 else test_labels[:, step]
-            right[step, layer] = probe.predict(test_states[:, step, layer].numpy()) == truth
+    # one thread: the matrices are small, and threads that wait for each other take ten times as long, or more
+    with threadpool_limits(1):
+        for layer in range(layers):
+            probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+            if labels.ndim == 2:  # one probe for all steps
+                probe.fit(states[:, :, layer].flatten(0, 1).numpy(), labels.reshape(-1))
+            for step in range(steps):
+                if labels.ndim == 1:
+                    probe.fit(states[:, step, layer].numpy(), labels)
+                truth = test_labels if labels.ndim == 1 else test_labels[:, step]
+                right[step, layer] = probe.predict(test_states[:, step, layer].numpy()) == truth
     return right
 
 
