@@ -1,6 +1,7 @@
 """Interventions: nothing changed changes nothing, and each change is the one that was asked for."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES, tiny_backbone
@@ -231,6 +232,25 @@ def test_swaps_of_strength_zero_are_undisturbed(small_world):
     ranking = ll.rank(model, task, top=1, thinking_steps=3).set_index("query_id")["doc_id"]
     pooled = swaps[swaps.readout == "all"]
     assert (pooled.retrieved.to_numpy() == ranking[pooled.query_id].to_numpy()).all()
+
+
+@pytest.mark.parametrize("by", ["token", "thought"])
+def test_swaps_with_known_thoughts_are_the_same(small_world, by):
+    world, model = small_world
+    known = causal.undisturbed_thoughts(model, world, 3)
+    expected = causal.bridge_swaps(model, world, 1, 3, by=by)
+    pd.testing.assert_frame_equal(causal.bridge_swaps(model, world, 1, 3, by=by, undisturbed=known), expected)
+
+
+def test_swaps_refuse_other_thoughts(small_world):
+    world, model = small_world
+    for known in (
+        causal.undisturbed_thoughts(model, world, 2),
+        causal.undisturbed_thoughts(model, world, 3, split="dev"),
+        causal.undisturbed_thoughts(model, world, 3)[::-1],
+    ):
+        with pytest.raises(ValueError, match="not those about this world's test split with K=3"):
+            causal.bridge_swaps(model, world, 1, 3, undisturbed=known)
 
 
 def test_swaps_refuse_what_leads_nowhere(small_world):

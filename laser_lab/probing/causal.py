@@ -18,7 +18,7 @@ from torch import Tensor
 from laser_lab.data.hopworld import Composition, HopWorld
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.retriever import check_steps, think
-from laser_lab.thinking import pool
+from laser_lab.thinking import Thoughts, pool
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -299,6 +299,25 @@ def effect_sizes(effects: pd.DataFrame, measure: str = "change") -> pd.DataFrame
 # -- HopWorld: where does a changed path lead? ---------------------------------------------------------------------
 
 
+def undisturbed_thoughts(
+    model: SentenceTransformer,
+    world: HopWorld,
+    thinking_steps: int | None = None,
+    *,
+    split: str = "test",
+    batch_size: int = 128,
+) -> tuple[Thoughts, Thoughts]:
+    """Thoughts about the queries of `split` and about all documents of `world`: what every one of
+    :func:`bridge_swaps` of this model compares with."""
+    steps = _steps(model, thinking_steps)
+    queries = [c.query for c in world._split(split)]
+    documents = list(world.documents.values())
+    return (
+        think(model, queries, steps, prompt_name="query", batch_size=batch_size),
+        think(model, documents, steps, prompt_name="document", batch_size=batch_size),
+    )
+
+
 def bridge_swaps(
     model: SentenceTransformer,
     world: HopWorld,
@@ -310,6 +329,7 @@ def bridge_swaps(
     strength: float = 1.0,
     batch_size: int = 128,
     seed: int = 0,
+    undisturbed: tuple[Thoughts, Thoughts] | None = None,
 ) -> pd.DataFrame:
     """Think another entity at `step` and see which document is retrieved.
 
@@ -323,6 +343,7 @@ def bridge_swaps(
         by: ``"token"``: the entity's input embedding is fed back. ``"thought"``: the soft token of another query
             whose bridge k that entity is.
         strength: How far the soft token is moved towards it (:func:`blend`).
+        undisturbed: :func:`undisturbed_thoughts` of the same model, split and K, to think them once for many swaps.
 
     Returns:
         Two rows for each query that has such an entity, by ``readout``: the embedding pools ``all`` states, those of
@@ -334,7 +355,8 @@ def bridge_swaps(
         the next thought is the next entity of the changed path.
 
     Raises:
-        ValueError: `step` feeds nothing back or has no hop after it, or `by` is unknown.
+        ValueError: `step` feeds nothing back or has no hop after it, `by` is unknown, or `undisturbed` is of other
+            queries, documents or K.
     """
     import pandas as pd
 
@@ -344,8 +366,13 @@ def bridge_swaps(
         raise ValueError(f"step must be from 1 to {last} ({hops} hops, K={steps}), got {step}")
     if by not in ("token", "thought"):
         raise ValueError(f"by must be 'token' or 'thought', got {by!r}")
+    if undisturbed is None:
+        undisturbed = undisturbed_thoughts(model, world, steps, split=split, batch_size=batch_size)
+    before, documents = undisturbed
     compositions, documents_of = world._split(split), list(world.documents)
     queries = [c.query for c in compositions]
+    if (before.texts, documents.texts) != (queries, list(world.documents.values())) or before.thinking_steps != steps:
+        raise ValueError(f"the undisturbed thoughts are not those about this world's {split} split with K={steps}")
     options = dict(thinking_steps=steps, prompt_name="query", batch_size=batch_size)
     rng = random.Random(f"swaps {seed} {step}")
     donors = [_donor(world, compositions, c, step, rng, by) for c in compositions]
@@ -356,8 +383,7 @@ def bridge_swaps(
         table = soft_tokens(model, queries, **options)[:, step - 1]
         rows = [row for row, _ in donors]
     edit = blend(step, table[rows], strength)
-    documents = think(model, list(world.documents.values()), steps, prompt_name="document", batch_size=batch_size)
-    before, after = think(model, queries, **options), think(model, queries, **options, edit=edit)
+    after = think(model, queries, **options, edit=edit)
     changed = step - _skipped(model)  # from 0: the first pooled state that has read the soft token
     backbone = model[0].backbone
     with torch.inference_mode():
@@ -368,7 +394,7 @@ def bridge_swaps(
     if model[0].max_steps is not None:  # one pass pools no states
         readouts = readouts[:1]
     for readout, first in readouts:
-        found, undisturbed = (
+        found, found_before = (
             [documents_of[i] for i in (vectors @ documents.embeddings.T).argmax(1).tolist()]
             for vectors in (t.embeddings if readout == "all" else pool(t.states[:, first:]) for t in (after, before))
         )
@@ -377,7 +403,7 @@ def bridge_swaps(
                 continue
             path = world.compose(entity, c.relations[step:]).bridges
             ends = {c.answer: "true path", path[-1]: "changed path"}
-            outcomes = [ends.get(document, "elsewhere") for document in (found[row], undisturbed[row])]
+            outcomes = [ends.get(document, "elsewhere") for document in (found[row], found_before[row])]
             values = [
                 c.id,
                 step,
@@ -387,7 +413,7 @@ def bridge_swaps(
                 c.answer,
                 path[-1],
                 found[row],
-                undisturbed[row],
+                found_before[row],
             ]
             result.append([*values, *outcomes, said[row] == path[0]])
     columns = "query_id step readout bridge swapped answer changed_answer retrieved undisturbed"
