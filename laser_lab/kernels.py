@@ -37,6 +37,7 @@ def _usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or bias.dtype == torch.float32)
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()  # they ask more of a Function than it is worth
     )
 
 
@@ -48,13 +49,10 @@ class _Linear(torch.autograd.Function):
     """The product and its gradients, which are products again."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _product(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        x, weight, _ = inputs
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # the context comes here, not in `setup_context`: PyTorch would inspect this signature at every call
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)  # frozen weights need no inputs
+        return _product(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
