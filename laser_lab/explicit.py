@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -78,11 +79,13 @@ def explicit_features(
     """
     tokenizer = encoder.tokenizer
     rows, ends = [], []
-    for query, reasoning in zip(queries, reasonings, strict=True):
-        ids = list(tokenizer(prompt + query, truncation=True, max_length=encoder.max_length)["input_ids"])
-        last_tokens = []
-        for segment in reasoning:
-            ids += tokenizer("\n\n" + segment, add_special_tokens=False)["input_ids"]
+    starts = tokenizer([prompt + query for query in queries], truncation=True, max_length=encoder.max_length)
+    parts = ["\n\n" + segment for reasoning in reasonings for segment in reasoning]
+    following = iter(tokenizer(parts, add_special_tokens=False)["input_ids"] if parts else [])
+    for start, reasoning in zip(starts["input_ids"], reasonings, strict=True):
+        ids, last_tokens = list(start), []
+        for tokens in islice(following, len(reasoning)):
+            ids += tokens
             last_tokens.append(len(ids) - 1)
         ids = ids[: max_length - 1] + [tokenizer.eos_token_id]
         last_tokens = [i for i in last_tokens if i < len(ids) - 1] or [len(ids) - 1]

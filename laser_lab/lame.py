@@ -440,16 +440,17 @@ class BottleneckLoss(nn.Module):
         return self.progress < self.method.bottleneck_warmup
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:
-        from laser_lab.training import _rank, gather
+        from laser_lab.training import _rank, gather, spread
 
         queries, documents = features[:2]
         method, count = self.method, len(queries["input_ids"])
         asked = dict(queries)
         if method.reconstruction:  # positives stand first among the documents
             names = ("text_ids", "text_mask") if "text_ids" in documents else ("input_ids", "attention_mask")
-            ids, mask = targets(*(documents[name][:count] for name in names), self.eos)
+            positives = documents["rows"][:count]
+            ids, mask = targets(*(documents[name][positives] for name in names), self.eos)
             asked |= {"target_ids": ids, "target_mask": mask}
-        encoded = self.model(dict(documents), thinking_steps=method.thinking_steps)
+        encoded = spread(self.model(dict(documents), thinking_steps=method.thinking_steps), documents["rows"])
         latent = self.model(asked, thinking_steps=method.thinking_steps)
         terms: dict[str, Tensor] = {}
         if method.contrastive:

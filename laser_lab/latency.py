@@ -321,7 +321,7 @@ def training_step(
         return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
 
     queries, documents, explicit = (texts(rows, n) for rows, n in zip((batch, 2 * batch, batch), lengths))
-    documents["keys"] = torch.arange(2 * batch, device=device)
+    documents["keys"] = documents["rows"] = torch.arange(2 * batch, device=device)
     queries["positive_keys"] = documents["keys"][:batch, None]
     ends = torch.linspace(lengths[2] // 2, lengths[2] - 2, method.thinking_steps).long().to(device)
     explicit["segment_ends"] = ends.expand(batch, -1)

@@ -16,7 +16,9 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,7 @@ from laser_lab.backbones import atomic_folder
 from laser_lab.data.readers import COLUMNS, RetrievalTask
 from laser_lab.evaluation import score_steps
 from laser_lab.explicit import EXPLICIT_MAX_LENGTH, explicit_features
+from laser_lab.kernels import linear
 from laser_lab.lame import BottleneckLoss, ReasonEncoder, take_up
 from laser_lab.losses import InfoNCE, OutputKL, StepwiseContrastive, TrajectoryKL
 from laser_lab.methods import Method, ReasonMethod, method_of
@@ -42,7 +45,12 @@ logger = logging.getLogger(__name__)
 
 LORA = dict(r=64, lora_alpha=32, target_modules="all-linear")  # LaSER, appendix
 RUN_CARD = "run_card.json"
+CALLS_WORTH = 3e8  # multiply-adds of padding that are cheaper than a rollout's calls of their own
+FOLDED = 2**16  # weights of the largest LoRA layer whose products are cheaper than its calls
 COMPLETE = "complete"  # written last into a checkpoint: without it, the checkpoint is half
+
+IDS = ("input_ids", "attention_mask")  # what the model reads of a text
+THOUGHT = ("states", "sentence_embedding")  # what it gives
 
 
 class NonFiniteLoss(RuntimeError):
@@ -69,6 +77,7 @@ class DualViewLoss(nn.Module):
         self.output = OutputKL(method.output_temperature)
         self.process = TrajectoryKL(method.process_temperature)
         self.stepwise = StepwiseContrastive(method.temperature)
+        self.weights = sum(parameter.numel() for parameter in model.parameters())
 
     @property
     def explicit_only(self) -> bool:
@@ -81,13 +90,36 @@ class DualViewLoss(nn.Module):
         since = self.progress - self.method.teacher_first - self.method.distil_start
         return min(1.0, max(0.0, since) / self.method.distil_warmup) if self.method.distil_warmup else float(since >= 0)
 
+    def think(
+        self, queries: dict[str, Tensor], documents: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
+        """What the model thinks of the queries (None in the first stage of ``teacher_first``) and of the documents.
+
+        One rollout serves both where the padding costs less than the calls of a second one: with a small model the
+        calls are where the time is. The numbers are those of two.
+        """
+        steps = self.method.thinking_steps
+        if self.explicit_only:
+            return None, spread(self.model(_ids(documents), thinking_steps=steps), documents["rows"])
+        parts = [_ids(queries), _ids(documents)]
+        sizes = [part["input_ids"].shape for part in parts]
+        width = max(length for _, length in sizes)
+        padding = sum(count * (width - length) for count, length in sizes)
+        if padding * self.weights > CALLS_WORTH:
+            latent, encoded = (self.model(part, thinking_steps=steps) for part in parts)
+        else:
+            both = {key: torch.cat([_widened(part[key], width) for part in parts]) for key in IDS}
+            thought = self.model(both, thinking_steps=steps)
+            split = [thought[key].split([count for count, _ in sizes]) for key in THOUGHT]
+            latent, encoded = (dict(zip(THOUGHT, rows)) for rows in zip(*split))
+        return latent, spread(encoded, documents["rows"])
+
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:
         queries, documents = features[:2]
         explicit = features[2] if len(features) > 2 else None
         method = self.method
         steps = method.thinking_steps
-        bare = {key: documents[key] for key in ("input_ids", "attention_mask")}
-        encoded = self.model(dict(bare), thinking_steps=steps)
+        latent, encoded = self.think(queries, documents)
         document_keys = gather(documents["keys"])
         offset = _rank() * len(documents["keys"])
         positives = torch.arange(len(queries["input_ids"]), device=document_keys.device) + offset
@@ -95,9 +127,6 @@ class DualViewLoss(nn.Module):
         ignored = (queries["positive_keys"][:, :, None] == document_keys).any(1)
         vectors = gather(encoded["sentence_embedding"])
         terms: dict[str, Tensor] = {}
-        latent = None
-        if not self.explicit_only:
-            latent = self.model({key: queries[key] for key in bare}, thinking_steps=steps)
         if latent is not None and method.contrastive:
             loss = self.contrastive(latent["sentence_embedding"], vectors, positives, ignored)
             terms["contrastive"] = method.contrastive * loss
@@ -108,7 +137,7 @@ class DualViewLoss(nn.Module):
             terms["stepwise"] = method.stepwise * stepwise
             terms["monotonicity"] = method.monotonicity * penalty
         if explicit is not None:
-            view = {key: explicit[key] for key in (*bare, "segment_ends")}
+            view = {key: explicit[key] for key in (*IDS, "segment_ends")}
             if self.teacher is None:
                 teacher, teacher_vectors = self.model(view), None
                 if method.explicit:
@@ -117,8 +146,8 @@ class DualViewLoss(nn.Module):
             else:
                 with torch.no_grad():
                     teacher = self.teacher(view)
-                    own = self.teacher(dict(bare), thinking_steps=steps)["sentence_embedding"]
-                    teacher_vectors = gather(own)
+                    own = spread(self.teacher(_ids(documents), thinking_steps=steps), documents["rows"])
+                    teacher_vectors = gather(own["sentence_embedding"])
             fixed = vectors if method.distil_documents else vectors.detach()
             if latent is not None and method.output:
                 student, target = latent["sentence_embedding"], teacher["sentence_embedding"]
@@ -128,6 +157,21 @@ class DualViewLoss(nn.Module):
                 loss = self.process(latent["states"], teacher["states"], fixed, teacher_vectors)
                 terms["process"] = self.distil_share * method.process * loss
         return terms
+
+
+def spread(encoded: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """The thoughts of a batch's different documents (U, ...), at all places of the batch where they stand (N, ...)."""
+    return {key: encoded[key][rows] for key in THOUGHT}
+
+
+def _ids(features: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A text for the model, without what only the loss reads."""
+    return {key: features[key] for key in IDS}
+
+
+def _widened(rows: Tensor, width: int) -> Tensor:
+    """(B, T) to (B, width), zeros on the left: masked ids, or the mask of such."""
+    return nn.functional.pad(rows, (width - rows.shape[1], 0))
 
 
 def _rank() -> int:
@@ -202,7 +246,9 @@ def _key(doc_id: str) -> int:
 class Collator:
     """Rows of :func:`training_pairs` to the model's features: ``query_*``, ``document_*`` and ``explicit_*``.
 
-    Documents stand positives first, then the negatives, (B·(1+n)) rows, with their ``keys``.
+    The documents of a batch are N = B·(1+n), positives first, then the negatives, with their ``keys`` (N,). One that
+    stands there more than once is encoded once: the features are those of the U different ones, and ``rows`` (N,) says
+    which of them each is.
     """
 
     valid_label_columns: tuple[str, ...] = ()
@@ -217,14 +263,17 @@ class Collator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         ordered = list(zip(*(zip(row["document_ids"], row["documents"]) for row in rows)))
         documents = [pair for column in ordered for pair in column]
+        different = dict(documents)
+        position = {doc_id: row for row, doc_id in enumerate(different)}
         parts = {
             "query": self.encoder.preprocess([row["query"] for row in rows], prompt=self.query_prompt),
-            "document": self.encoder.preprocess([text for _, text in documents], prompt=self.document_prompt),
+            "document": self.encoder.preprocess(list(different.values()), prompt=self.document_prompt),
         }
         keys = [[_key(i) for i in row["positive_ids"]] for row in rows]
         width = max(map(len, keys))
         parts["query"]["positive_keys"] = torch.tensor([row + row[:1] * (width - len(row)) for row in keys])
         parts["document"]["keys"] = torch.tensor([_key(i) for i, _ in documents])
+        parts["document"]["rows"] = torch.tensor([position[i] for i, _ in documents])
         if self.method.needs_reasoning:
             parts["explicit"] = explicit_features(
                 self.encoder,
@@ -270,22 +319,23 @@ class LatentTrainer(SentenceTransformerTrainer):
         """The collator reads ids and lists; nothing is trained on by column order."""
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        ids = inputs.pop("ids", [])
-        loss: DualViewLoss = self.loss
-        loss.progress = self.state.global_step / max(1, self.state.max_steps)
-        if loss.method.teacher_first and not loss.explicit_only and loss.teacher is None and model.training:
-            loss.teacher = self._frozen_teacher()
-        self._batch_ids = ids
+        self._batch_ids = inputs.pop("ids", [])
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step; the gradients of a backbone that is frozen at this point of the training are dropped. Its parameters
         stay known to the optimizer and to other processes, so the stages can change in the middle of a run."""
-        loss = super().training_step(*args, **kwargs)
-        if getattr(self.loss, "backbone_frozen", False):
-            for parameter in self.accelerator.unwrap_model(self.model).encoder.backbone.parameters():
+        loss: DualViewLoss = self.loss
+        loss.progress = self.state.global_step / max(1, self.state.max_steps)
+        if loss.method.teacher_first and not loss.explicit_only and loss.teacher is None:
+            loss.teacher = self._frozen_teacher()
+        backbone = self.accelerator.unwrap_model(self.model).encoder.backbone
+        with folded(backbone):
+            value = super().training_step(*args, **kwargs)
+        if getattr(loss, "backbone_frozen", False):
+            for parameter in backbone.parameters():
                 parameter.grad = None
-        return loss
+        return value
 
     def track_loss_components(self, loss: dict[str, Tensor]) -> None:
         bad = [name for name, value in loss.items() if not torch.isfinite(value)]
@@ -306,6 +356,7 @@ class LatentTrainer(SentenceTransformerTrainer):
             if self.args.should_save:
                 with atomic_folder(folder) as temporary:
                     teacher.save_pretrained(str(temporary), create_model_card=False)
+        teacher.encoder.backbone.merge_adapter()
         return teacher.eval().requires_grad_(False)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -449,6 +500,34 @@ def add_lora(model: LatentRetriever, changes: dict[str, Any]) -> None:
     backbone = model.encoder.backbone
     config = LoraConfig(**(LORA | {"task_type": "CAUSAL_LM"} | changes))
     backbone.model = get_peft_model(backbone.model, config)
+
+
+@contextmanager
+def folded(model: nn.Module) -> Iterator[None]:
+    """Inside, every small LoRA layer is one product by W + s·B·A, which is built at the door: the same function and the
+    same gradients of A and B, up to rounding, in a third of the calls. A big layer stays as it is: its gradient by the
+    whole matrix would cost more than the calls."""
+    from peft.tuners.lora import Linear as LoraLinear
+
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, LoraLinear)
+        and isinstance(layer.base_layer, nn.Linear)
+        and layer.base_layer.weight.numel() <= FOLDED
+        and layer.active_adapters == [*layer.lora_A]  # one, and it acts
+        and len(layer.lora_A) == 1
+        and not (layer.merged or layer.disable_adapters or layer.lora_variant)
+        and not any(getattr(dropout, "p", 0) for dropout in layer.lora_dropout.values())
+    ]
+    try:
+        for layer in layers:
+            weight = layer.base_layer.weight + layer.get_delta_weight(layer.active_adapters[0])
+            layer.forward = partial(linear, weight=weight, bias=layer.base_layer.bias)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
 
 
 def run_card(

@@ -14,6 +14,7 @@ from conftest import WORDS
 from datasets import Dataset
 
 import laser_lab as ll
+from laser_lab import training
 from laser_lab.data.readers import RetrievalTask, features
 from laser_lab.training import (
     COMPLETE,
@@ -291,7 +292,8 @@ def test_false_negatives_in_a_batch_change_nothing(tiny_folder):
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_the_distillation_moves_no_teacher_and_documents_only_if_asked(tiny_folder, data, moved):
+def test_the_distillation_moves_no_teacher_and_documents_only_if_asked(tiny_folder, data, moved, monkeypatch):
+    monkeypatch.setattr(training, "CALLS_WORTH", -1)  # a rollout each, to tell them apart
     model = load(tiny_folder)
     only = ll.Method(thinking_steps=2, contrastive=0.0, output=1.0, process=1.0, distil_documents=moved)
     features_ = batch_of(model, data, "laser")
@@ -301,7 +303,7 @@ def test_the_distillation_moves_no_teacher_and_documents_only_if_asked(tiny_fold
 
     def keep(features, **kwargs):
         out = forward(features, **kwargs)
-        view = "explicit" if "segment_ends" in features else ("document", "latent")["document" in seen]
+        view = "explicit" if "segment_ends" in features else ("latent", "document")["latent" in seen]
         for name in ("states", "sentence_embedding"):
             out[name].retain_grad()
             seen.setdefault(view, {})[name] = out[name]
@@ -312,6 +314,69 @@ def test_the_distillation_moves_no_teacher_and_documents_only_if_asked(tiny_fold
     sum(terms.values()).backward()
     grads = {view: [value.grad is not None for value in values.values()] for view, values in seen.items()}
     assert grads == {"explicit": [False] * 2, "document": [moved] * 2, "latent": [True] * 2}
+
+
+def gradients(model, loss, features_):
+    """Loss terms and the gradient of everything that is trained."""
+    model.zero_grad()
+    terms = loss([dict(part) for part in features_])
+    sum(terms.values()).backward()
+    return terms, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture
+def adapted(tiny_folder):
+    """A model in double precision with an adapter that is not zero."""
+    model = load(tiny_folder)
+    torch.manual_seed(0)
+    training.add_lora(model, dict(r=4, lora_alpha=8, init_lora_weights=False))
+    model.encoder.backbone.model.double()
+    return model.train()
+
+
+@pytest.mark.parametrize("method", ["laser", "gircse", "basic"])
+def test_shortcuts_change_no_loss_and_no_gradient(adapted, data, method, monkeypatch):
+    """One rollout for queries and documents, one encoding per different document, and folded adapters."""
+    row = ll.METHODS[method].replace(distil_start=0.0, distil_warmup=0.0)
+    loss = DualViewLoss(adapted, row)
+    features_ = batch_of(adapted, data, method)
+    documents = features_[1]
+    assert len(documents["input_ids"]) < len(documents["rows"]) == len(documents["keys"])
+    every = dict(documents) | {key: documents[key][documents["rows"]] for key in training.IDS}
+    every["rows"] = torch.arange(len(documents["rows"]))
+    monkeypatch.setattr(training, "CALLS_WORTH", -1)
+    apart = gradients(adapted, loss, [features_[0], every, *features_[2:]])
+    assert all(grad.dtype == torch.float64 for grad in apart[1].values())
+    monkeypatch.setattr(training, "CALLS_WORTH", float("inf"))
+    calls = []
+    adapted.encoder.register_forward_hook(lambda *given: calls.append(given))
+    together = gradients(adapted, loss, features_)
+    assert len(calls) == len(features_) - 1
+    layer = adapted.encoder.backbone.causal_lm.model.layers[0].mlp.up_proj
+    with training.folded(adapted):
+        assert "forward" in vars(layer)
+        folded = gradients(adapted, loss, features_)
+    assert "forward" not in vars(layer)
+    for found in (together, folded):
+        torch.testing.assert_close(found, apart, rtol=1e-5, atol=1e-6)
+
+
+def test_only_what_is_plain_and_small_is_folded(adapted, monkeypatch):
+    layer = adapted.encoder.backbone.causal_lm.model.layers[0].mlp.up_proj
+
+    def is_folded():
+        with training.folded(adapted):
+            return "forward" in vars(layer)
+
+    assert is_folded()
+    adapted.encoder.backbone.model.disable_adapter_layers()
+    assert not is_folded()
+    adapted.encoder.backbone.model.enable_adapter_layers()
+    with monkeypatch.context() as context:
+        context.setattr(training, "FOLDED", layer.base_layer.weight.numel() - 1)
+        assert not is_folded()
+    layer.lora_dropout["default"] = torch.nn.Dropout(0.1)
+    assert not is_folded()
 
 
 def test_distillation_weights_rise():
