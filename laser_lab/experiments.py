@@ -18,16 +18,16 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from laser_lab.backbones import atomic_folder, cache_dir
+from laser_lab.backbones import cache_dir, cached_build
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
 from laser_lab.methods import ReasonMethod, method_of
 
@@ -146,9 +146,11 @@ def code_version(*more: str) -> str:
 
 
 def run_cell(cell: Cell) -> None:
-    """Train, read and record one cell, unless it is done."""
-    if cell.done:
-        return
+    """Train, read and record one cell, unless it is done; if another process is at it, wait for that one."""
+    cached_build(cell.folder, partial(_fill, cell))
+
+
+def _fill(cell: Cell, folder: Path) -> None:
     import pandas as pd
 
     from laser_lab.evaluation import score_steps
@@ -158,40 +160,38 @@ def run_cell(cell: Cell) -> None:
 
     world = HopWorld(HopWorldConfig(**cell.world))
     task, compositions = world.task(cell.split), getattr(world, cell.split)
-    cell.folder.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(cell.folder) as folder:
-        started = time.perf_counter()
-        settings = HOPWORLD_SETTINGS | cell.settings
-        quiet = dict(save_strategy="no", disable_tqdm=True, logging_steps=max(1, settings["max_steps"] // 20))
-        model = train(
-            load(pretrained(world.config), device="cpu"),
-            world.dataset("train"),
-            method_of(cell.method, **cell.changes),
-            thinking_steps=cell.steps,
-            output_dir=folder / "run",
-            seed=cell.seed,
-            **(quiet | settings),
-        )
-        seconds = time.perf_counter() - started
-        (folder / "run" / "final").rename(folder / "model")
-        shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
-        longest = model.encoder.max_steps or max(READ_STEPS, cell.steps)
-        options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
-        queries = think(model, list(task.queries.values()), prompt_name="query", **options)
-        documents = think(model, list(task.corpus.values()), prompt_name="document", **options)
-        scores = score_steps(queries, documents, task, cell.steps)
-        scores["ndcg@10_same_k"] = score_steps(queries, documents, task)["ndcg@10"]
-        # does the soft token of step k name the k-th bridge entity?
-        thoughts = fed_back(model, queries.texts, longest, prompt_name="query", batch_size=128)
-        tokens = nearest_tokens(model, thoughts, top=1)
-        named = tokens.pivot(index="text", columns="step", values="token").to_numpy()
-        bridges = np.array([composition.bridges for composition in compositions], dtype=object)
-        hits = pd.DataFrame({"query_id": list(task.queries)})
-        for hop in range(min(bridges.shape[1], longest)):
-            hits[f"step{hop + 1}_names_bridge"] = (named[:, hop] == bridges[:, hop]).astype(int)
-        scores.merge(hits, on="query_id").to_csv(folder / "per_query.csv", index=False)
-        record = {"configuration": cell.configuration, "seconds": round(seconds, 1), "history": model.history}
-        (folder / "cell.json").write_text(json.dumps(record, indent=1))
+    started = time.perf_counter()
+    settings = HOPWORLD_SETTINGS | cell.settings
+    quiet = dict(save_strategy="no", disable_tqdm=True, logging_steps=max(1, settings["max_steps"] // 20))
+    model = train(
+        load(pretrained(world.config), device="cpu"),
+        world.dataset("train"),
+        method_of(cell.method, **cell.changes),
+        thinking_steps=cell.steps,
+        output_dir=folder / "run",
+        seed=cell.seed,
+        **(quiet | settings),
+    )
+    seconds = time.perf_counter() - started
+    (folder / "run" / "final").rename(folder / "model")
+    shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
+    longest = model.encoder.max_steps or max(READ_STEPS, cell.steps)
+    options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
+    queries = think(model, list(task.queries.values()), prompt_name="query", **options)
+    documents = think(model, list(task.corpus.values()), prompt_name="document", **options)
+    scores = score_steps(queries, documents, task, cell.steps)
+    scores["ndcg@10_same_k"] = score_steps(queries, documents, task)["ndcg@10"]
+    # does the soft token of step k name the k-th bridge entity?
+    thoughts = fed_back(model, queries.texts, longest, prompt_name="query", batch_size=128)
+    tokens = nearest_tokens(model, thoughts, top=1)
+    named = tokens.pivot(index="text", columns="step", values="token").to_numpy()
+    bridges = np.array([composition.bridges for composition in compositions], dtype=object)
+    hits = pd.DataFrame({"query_id": list(task.queries)})
+    for hop in range(min(bridges.shape[1], longest)):
+        hits[f"step{hop + 1}_names_bridge"] = (named[:, hop] == bridges[:, hop]).astype(int)
+    scores.merge(hits, on="query_id").to_csv(folder / "per_query.csv", index=False)
+    record = {"configuration": cell.configuration, "seconds": round(seconds, 1), "history": model.history}
+    (folder / "cell.json").write_text(json.dumps(record, indent=1))
 
 
 def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar: bool = True) -> pd.DataFrame:
@@ -209,16 +209,24 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
     from tqdm.auto import tqdm
 
     cells = list(cells)
-    waiting = list({cell.key: cell for cell in cells if not cell.done}.values())
+    waiting = sorted({cell.key: cell for cell in cells if not cell.done}.values(), key=lambda cell: -cell.steps)
+    configs = {(config := HopWorldConfig(**cell.world)).key: config for cell in waiting}
+    worlds = [config for config in configs.values() if not config.folder.exists()]
+    if len(worlds) == 1:  # here, where its own bar is seen
+        pretrained(worlds.pop())
     workers = (os.cpu_count() or 1) if workers is None else workers
-    for config in {json.dumps(cell.world, sort_keys=True): HopWorldConfig(**cell.world) for cell in waiting}.values():
-        pretrained(config)  # once, before the cells need it
-    with tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="Cells", disable=not show_progress_bar) as bar:
-        # one thread each: the matrices are small, and threads that wait for each other cost more than they give
-        with parallel_config(backend="loky", inner_max_num_threads=1) if workers else nullcontext():
+    failed = []
+    for name, function, items, done in (
+        ("Language models", pretrained, worlds, 0),
+        ("Cells", run_cell, waiting, len(cells) - len(waiting)),
+    ):
+        with (
+            tqdm(total=done + len(items), initial=done, desc=name, disable=not (show_progress_bar and items)) as bar,
+            # one thread each: the matrices are small, and threads that wait for each other cost more than they give
+            parallel_config(backend="loky", inner_max_num_threads=1) if workers else nullcontext(),
+        ):
             jobs = Parallel(n_jobs=workers or 1, return_as="generator_unordered")
-            failed = []
-            for error in jobs(delayed(_quietly)(cell, cache_dir()) for cell in waiting):
+            for error in jobs(delayed(_quietly)(function, item, cache_dir()) for item in items):
                 failed += [error] if error else []
                 bar.update()
     if failed:
@@ -226,14 +234,14 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
     return pd.concat([cell.frame() for cell in cells], ignore_index=True)
 
 
-def _quietly(cell: Cell, cache: Path) -> str | None:
-    """Run a cell without the trainer's prints; what went wrong, if anything did, so that the others go on."""
+def _quietly(function: Callable[[Any], Any], item: Any, cache: Path) -> str | None:
+    """Call without what it prints; what went wrong, if anything did, so that the others go on."""
     os.environ["LASER_LAB_CACHE"] = str(cache)  # workers are kept, with the environment that they started in
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:
-            run_cell(cell)
+            function(item)
         except Exception as error:
-            return f"{cell} failed: {error!r}"
+            return f"{item} failed: {error!r}"
     return None
 
 

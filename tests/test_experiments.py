@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from joblib import Parallel, delayed
 
 from laser_lab import experiments
-from laser_lab.experiments import Cell, compare, contrasts, interval, run, summarise
+from laser_lab.experiments import Cell, compare, contrasts, interval, run, run_cell, summarise
 
 WORLD = dict(entities=12, relations=2, hops=2, dev=4, test=8, layers=1, hidden_size=16, heads=2, pretrain_steps=5)
 SETTINGS = dict(max_steps=2, per_device_train_batch_size=4)
@@ -89,6 +90,13 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="no_such_setting"):
         run([good, bad], workers=2, show_progress_bar=False)
     assert good.done and not bad.done
+
+
+def test_two_processes_at_the_same_cell_train_it_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
+    jobs = Parallel(n_jobs=2)
+    assert jobs(delayed(experiments._quietly)(run_cell, cell(), tmp_path) for _ in range(2)) == [None, None]
+    assert cell().done
 
 
 def test_intervals_hold_the_mean_and_narrow():

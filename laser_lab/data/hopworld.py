@@ -123,6 +123,11 @@ class HopWorldConfig:
         text = json.dumps({**asdict(self), "recipe": RECIPE}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    @property
+    def folder(self) -> Path:
+        """Where this world's model is, or will be (:func:`pretrained`)."""
+        return cache_dir() / f"hopworld-{self.key}"
+
 
 @dataclass(frozen=True, slots=True)
 class Composition:
@@ -329,7 +334,7 @@ def pretrained(config: HopWorldConfig | None = None) -> Path:
     """Folder of the world's language model (safetensors, tokenizer, ``hopworld.json``), pretrained on first use and
     kept in the cache under a hash of the configuration. :func:`laser_lab.load` reads it."""
     config = config or HopWorldConfig()
-    return cached_build(cache_dir() / f"hopworld-{config.key}", lambda folder: pretrain(config, folder))
+    return cached_build(config.folder, lambda folder: pretrain(config, folder))
 
 
 def pretrain(config: HopWorldConfig, folder: str | Path) -> float:
