@@ -2,7 +2,8 @@
 
 Each notebook is executed by papermill, in order and in place, with the parameters of a preset. An executed notebook
 replaces the old one only when it ran to its end; ``figures/data/manifest.json`` then says which files it wrote, under
-which configuration.
+which configuration. As ``make`` would, a run of all skips the notebooks that this machine has already run as they and
+the library stand, and whose outputs are unchanged; one that is named runs in any case.
 """
 
 from __future__ import annotations
@@ -11,15 +12,19 @@ import argparse
 import hashlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from laser_lab.backbones import missing_extra
+from laser_lab.backbones import cache_dir, missing_extra
+from laser_lab.data.hopworld import HopWorldConfig
 
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+PACKAGE = Path(__file__).resolve().parent
 FIGURES = FOLDER.parent / "figures"
 MANIFEST = FIGURES / "data" / "manifest.json"
 
@@ -103,14 +108,48 @@ def _record(notebook: Path, started: float, preset: str) -> None:
         "preset": preset,
         "files": {file.relative_to(FIGURES).as_posix(): digest(file) for file in written_by(notebook)},
     }
-    temporary = MANIFEST.with_suffix(".part")
-    temporary.write_text(json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
-    temporary.replace(MANIFEST)
+    _write(MANIFEST, dict(sorted(manifest.items())))
+
+
+def _write(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".part")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(file)
+
+
+def _stamp(notebook: Path, preset: str) -> Path:
+    """Where it is noted that this machine has run `notebook`, by all that its outputs depend on: its code as it
+    stands, the values of the preset, the library and its versions, and the records of long runs beside the figures."""
+    import nbformat
+
+    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    code = [cell.source for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    read = [file for folder in (PACKAGE, FIGURES / "data") for file in sorted(folder.rglob("*")) if file.is_file()]
+    read = [file for file in read if not (file.suffix == ".pyc" or file == MANIFEST or file.name[0].isdigit())]
+    versions = {name: version(name) for name in ("torch", "transformers", "peft", "sentence-transformers")}
+    text = json.dumps([code, PRESETS[preset], [*map(digest, read)], versions], sort_keys=True)
+    return cache_dir() / "notebooks" / f"{notebook.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def _outputs(notebook: Path) -> dict[str, str]:
+    """The executed notebook and what it wrote, with their digests."""
+    return {file.name: digest(file) for file in [notebook, *written_by(notebook)]}
+
+
+def up_to_date(notebook: Path, preset: str) -> bool:
+    """Whether this machine has run `notebook` as it stands, and all that it wrote is still there, unchanged."""
+    stamp = _stamp(notebook, preset)
+    return stamp.exists() and json.loads(stamp.read_text()) == _outputs(notebook)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="notebooks to run, by the start of their names; default: all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help="notebooks to run, by the start of their names; default: all whose figures this machine has not made yet",
+    )
     parser.add_argument("--preset", choices=PRESETS, default="default")
     options = parser.parse_args(arguments)
     notebooks = sorted(FOLDER.glob("[0-9]*.ipynb"))
@@ -119,11 +158,20 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(
             f"no notebook starts with {', '.join(options.names)}; there are {', '.join(n.stem for n in notebooks)}"
         )
+    if len(chosen) > 1 and not HopWorldConfig().folder.exists():
+        # most of them need the default world's language model: one thread trains it while the first ones run
+        command = "from laser_lab.data.hopworld import pretrained; pretrained()"
+        subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
     for notebook in chosen:
         start = time.time()
         print(f"{notebook.stem} ...", end=" ", flush=True)
+        if not options.names and up_to_date(notebook, options.preset):
+            print("up to date")
+            continue
+        stamp = _stamp(notebook, options.preset)  # before: what is edited meanwhile is not what ran
         run(notebook, notebook, **PRESETS[options.preset])
         _record(notebook, start, options.preset)
+        _write(stamp, _outputs(notebook))
         print(f"{time.time() - start:.0f} s", flush=True)
     print(f"figures are in {FIGURES}")
     return 0

@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -11,6 +12,7 @@ from laser_lab import adapters, notebooks
 from laser_lab.training import add_lora
 
 NOTEBOOKS = sorted(notebooks.FOLDER.glob("[0-9]*.ipynb"))
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 TINY_WORLD = dict(entities=12, relations=2, hops=2, dev=4, test=8, layers=1, hidden_size=16, heads=2, pretrain_steps=5)
 TINY_GRID = dict(SEEDS=[0], STEPS=2, BATCH=8, WORLD=TINY_WORLD)
 TINY = {
@@ -59,28 +61,34 @@ def test_committed_with_outputs_and_clean(path):
     assert not re.search(r"/(work|root|home|tmp)/", path.read_text()), "no path of the machine it ran on"
 
 
-@pytest.fixture(scope="module")
-def tiny_cache(tmp_path_factory):
-    """What tiny presets build is not kept, but the notebooks share it, as they share the cells of a real preset."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LASER_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-@pytest.mark.usefixtures("tiny_cache")
-def test_runs_with_a_tiny_preset(path, tiny_folder, tiny_bank, tmp_path):
-    (tmp_path / "out").mkdir()
-    parameters = {"FIGURES": str(tmp_path / "figures")} | TINY[path.stem]
+def run_tiny(path, folder, tiny_folder, tiny_bank):
+    parameters = {"FIGURES": str(folder / "figures")} | TINY[path.stem]
     if "MODEL = " in path.read_text():
         parameters["MODEL"] = tiny_folder
     if path.stem == "11_real_language":
-        parameters |= tiny_bank | {"RECORDS": str(tmp_path / "bank")}
+        parameters |= tiny_bank | {"RECORDS": str(folder / "bank")}
         if (adapters.FOLDER / adapters.NAMES[0]).exists():  # then the committed figures show its thoughts
-            parameters["ADAPTER"] = tiny_adapter(tiny_folder, tmp_path / "adapter")
-    notebooks.run(path, tmp_path / "out" / path.name, **parameters)
-    figures = {file.stem for file in (tmp_path / "figures").glob("*.png")}
-    assert figures and all((tmp_path / "figures" / "data" / f"{name}.csv").exists() for name in figures)
+            parameters["ADAPTER"] = tiny_adapter(tiny_folder, folder / "adapter")
+    notebooks.run(path, folder / path.name, **parameters)
+    return folder / "figures"
+
+
+@pytest.fixture(scope="module")
+def tiny_runs(request, tmp_path_factory, tiny_folder, tiny_bank):
+    """The figures folder of every notebook asked for, in the making: two at a time, for a kernel mostly waits for its
+    imports. What tiny presets build is not kept, but they share it, as the notebooks share the cells of a real one."""
+    asked = [i.callspec.params["path"] for i in request.session.items if i.name.startswith("test_runs_with_a_tiny")]
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        patch.setenv("LASER_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield {p: pool.submit(run_tiny, p, tmp_path_factory.mktemp(p.stem), tiny_folder, tiny_bank) for p in asked}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs_with_a_tiny_preset(path, tiny_runs):
+    folder = tiny_runs[path].result()
+    figures = {file.stem for file in folder.glob("*.png")}
+    assert figures and all((folder / "data" / f"{name}.csv").exists() for name in figures)
     committed = {f.stem for f in (notebooks.FOLDER.parent / "figures").glob(f"{path.stem[:2]}_*.png")}
     assert figures == committed, "the committed figures are those the notebook writes"
 
@@ -105,9 +113,7 @@ def test_presets_fill_only_what_a_notebook_has(tmp_path):
     cells.append(nbformat.v4.new_code_cell("print(SEEDS, OTHER)"))
     file = tmp_path / "a.ipynb"
     nbformat.write(
-        nbformat.v4.new_notebook(
-            cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        ),
+        nbformat.v4.new_notebook(cells=cells, metadata=KERNEL),
         file,
     )
 
@@ -131,6 +137,35 @@ def test_a_failing_notebook_leaves_the_old_one(tmp_path):
     with pytest.raises(PapermillExecutionError):
         notebooks.run(tmp_path / "bad.ipynb", tmp_path / "bad.ipynb")
     assert (tmp_path / "bad.ipynb").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_repeated_run_of_all_runs_what_changed(tmp_path, monkeypatch, capsys):
+    figures = tmp_path / "figures"
+    for name, value in {"FOLDER": tmp_path, "FIGURES": figures, "MANIFEST": figures / "data" / "manifest.json"}.items():
+        monkeypatch.setattr(notebooks, name, value)
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "cache"))
+    (figures / "data").mkdir(parents=True)
+    file = tmp_path / "01_a.ipynb"
+
+    def write(text):
+        cell = nbformat.v4.new_code_cell(text, metadata={"tags": ["parameters"]})
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=KERNEL), file)
+
+    def ran(*names):
+        notebooks.main(list(names))
+        return "up to date" not in capsys.readouterr().out
+
+    write("SEEDS = [0]\nopen('figures/data/01_a.csv', 'w').write('1')")
+    assert ran() and not ran()
+    assert ran("01"), "a named one always runs"
+    assert not ran()
+    (figures / "data" / "01_a.csv").write_text("2")
+    assert ran() and not ran()
+    (figures / "data" / "bank.csv").write_text("a record that a notebook may read")
+    assert ran() and not ran()
+    assert ran("--preset", "full") and ran() and not ran(), "a preset leaves its own values in the notebook"
+    write("SEEDS = [0, 1]\nopen('figures/data/01_a.csv', 'w').write('1')")
+    assert ran() and not ran()
 
 
 def test_unknown_names_are_refused(capsys):
