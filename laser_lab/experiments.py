@@ -210,8 +210,8 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
 
     cells = list(cells)
     waiting = sorted({cell.key: cell for cell in cells if not cell.done}.values(), key=lambda cell: -cell.steps)
-    configs = {(config := HopWorldConfig(**cell.world)).key: config for cell in waiting}
-    worlds = [config for config in configs.values() if not config.folder.exists()]
+    configs = dict.fromkeys(HopWorldConfig(**cell.world) for cell in waiting)
+    worlds = [config for config in configs if not config.folder.exists()]
     if len(worlds) == 1:  # here, where its own bar is seen
         pretrained(worlds.pop())
     workers = (os.cpu_count() or 1) if workers is None else workers

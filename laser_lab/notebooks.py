@@ -23,8 +23,8 @@ from typing import Any
 from laser_lab.backbones import cache_dir, missing_extra
 from laser_lab.data.hopworld import HopWorldConfig
 
-FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 PACKAGE = Path(__file__).resolve().parent
+FOLDER = PACKAGE.parent / "notebooks"
 FIGURES = FOLDER.parent / "figures"
 MANIFEST = FIGURES / "data" / "manifest.json"
 
@@ -55,9 +55,7 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
     os.close(handle)
     temporary = Path(name)
     try:
-        fresh = nbformat.read(notebook, as_version=4)
-        fresh.cells = [cell for cell in fresh.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-        nbformat.write(fresh, temporary)
+        nbformat.write(_as_written(notebook), temporary)
         if parameters:
             known = papermill.inspect_notebook(temporary)
             parameters = {name: value for name, value in parameters.items() if name in known}
@@ -79,6 +77,15 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
         temporary.unlink(missing_ok=True)
 
 
+def _as_written(notebook: Path) -> Any:
+    """The notebook without what a preset injected into it."""
+    import nbformat
+
+    content = nbformat.read(notebook, as_version=4)
+    content.cells = [cell for cell in content.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    return content
+
+
 def configuration(notebook: str | os.PathLike[str]) -> str:
     """A hash of a notebook's code, parameters included: what its figures were made by."""
     import nbformat
@@ -97,6 +104,10 @@ def written_by(notebook: Path) -> list[Path]:
     return sorted(file for file in FIGURES.rglob(f"{notebook.name[:3]}*") if file.is_file())
 
 
+def _digests(notebook: Path) -> dict[str, str]:
+    return {file.relative_to(FIGURES).as_posix(): digest(file) for file in written_by(notebook)}
+
+
 def _record(notebook: Path, started: float, preset: str) -> None:
     """Note what `notebook` has just written, and remove what an earlier version of it wrote."""
     for file in written_by(notebook):
@@ -106,7 +117,7 @@ def _record(notebook: Path, started: float, preset: str) -> None:
     manifest[notebook.stem] = {
         "configuration": configuration(notebook),
         "preset": preset,
-        "files": {file.relative_to(FIGURES).as_posix(): digest(file) for file in written_by(notebook)},
+        "files": _digests(notebook),
     }
     _write(MANIFEST, dict(sorted(manifest.items())))
 
@@ -121,10 +132,7 @@ def _write(file: Path, content: Any) -> None:
 def _stamp(notebook: Path, preset: str) -> Path:
     """Where it is noted that this machine has run `notebook`, by all that its outputs depend on: its code as it
     stands, the values of the preset, the library and its versions, and the records of long runs beside the figures."""
-    import nbformat
-
-    cells = [cell for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    code = [cell.source for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    code = [cell.source for cell in _as_written(notebook).cells if cell.cell_type == "code"]
     read = [file for folder in (PACKAGE, FIGURES / "data") for file in sorted(folder.rglob("*")) if file.is_file()]
     read = [file for file in read if not (file.suffix == ".pyc" or file == MANIFEST or file.name[0].isdigit())]
     versions = {name: version(name) for name in ("torch", "transformers", "peft", "sentence-transformers")}
@@ -134,13 +142,7 @@ def _stamp(notebook: Path, preset: str) -> Path:
 
 def _outputs(notebook: Path) -> dict[str, str]:
     """The executed notebook and what it wrote, with their digests."""
-    return {file.name: digest(file) for file in [notebook, *written_by(notebook)]}
-
-
-def up_to_date(notebook: Path, preset: str) -> bool:
-    """Whether this machine has run `notebook` as it stands, and all that it wrote is still there, unchanged."""
-    stamp = _stamp(notebook, preset)
-    return stamp.exists() and json.loads(stamp.read_text()) == _outputs(notebook)
+    return {notebook.name: digest(notebook)} | _digests(notebook)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -165,10 +167,10 @@ def main(arguments: list[str] | None = None) -> int:
     for notebook in chosen:
         start = time.time()
         print(f"{notebook.stem} ...", end=" ", flush=True)
-        if not options.names and up_to_date(notebook, options.preset):
+        stamp = _stamp(notebook, options.preset)  # before: what is edited meanwhile is not what ran
+        if not options.names and stamp.exists() and json.loads(stamp.read_text()) == _outputs(notebook):
             print("up to date")
             continue
-        stamp = _stamp(notebook, options.preset)  # before: what is edited meanwhile is not what ran
         run(notebook, notebook, **PRESETS[options.preset])
         _record(notebook, start, options.preset)
         _write(stamp, _outputs(notebook))

@@ -112,10 +112,7 @@ def test_presets_fill_only_what_a_notebook_has(tmp_path):
     cells = [nbformat.v4.new_code_cell("SEEDS = [0]\nOTHER = 1", metadata={"tags": ["parameters"]})]
     cells.append(nbformat.v4.new_code_cell("print(SEEDS, OTHER)"))
     file = tmp_path / "a.ipynb"
-    nbformat.write(
-        nbformat.v4.new_notebook(cells=cells, metadata=KERNEL),
-        file,
-    )
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), file)
 
     def printed(**parameters):
         notebooks.run(file, file, **parameters)
