@@ -7,7 +7,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: figures test lab lint slow browser clean
 figures: $(VENV)/.ready
-	$(BIN)/python -m laser_lab.notebooks --preset $(PRESET)
+	$(BIN)/python -m laser_lab.lab.notebooks --preset $(PRESET)
 
 test: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -11,51 +10,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from laser_lab.data.segments import downsample
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from laser_lab.retriever import LatentEncoder
+    from laser_lab.encoder import LatentEncoder
 
 EXPLICIT_MAX_LENGTH = 1024  # LaSER, appendix: the explicit view's limit in training
-
-SEGMENTERS: dict[str, Callable[[str], list[str]]] = {
-    "blank line": lambda text: re.split(r"\n\s*\n", text),
-    "sentence": lambda text: re.split(r"(?<=[.!?])\s+", text),
-}
-"""How to cut a reasoning text: the released data separates its segments by a blank line."""
-
-
-def segments(reasoning: str | Sequence[str], by: str = "blank line") -> list[str]:
-    """A reasoning text as its non-empty segments, in order; a given list is kept as it is.
-
-    Raises:
-        ValueError: `by` names no segmenter.
-    """
-    if by not in SEGMENTERS:
-        raise ValueError(f"segments are cut by {', '.join(SEGMENTERS)}; got {by!r}")
-    parts = SEGMENTERS[by](reasoning) if isinstance(reasoning, str) else reasoning
-    return [part.strip() for part in parts if part.strip()]
-
-
-def downsample(count: int, steps: int, rule: str = "released") -> list[int]:
-    """Which of `count` segments each of `steps` thinking steps is aligned with (0-based), in order.
-
-    ``"released"`` (the default, as the released training code): ``linspace(0, M-1, K)`` truncated to integers, or
-    each segment once and then the last one again where M < K. ``"paper"`` (LaSER, eq. 9): step i = 1..K takes segment
-    floor(i·M/K), counted from 1 and at least 1.
-
-    Raises:
-        ValueError: `rule` is unknown, or a count is not positive.
-    """
-    if count < 1 or steps < 1:
-        raise ValueError(f"segments and steps must be positive, got {count} and {steps}")
-    if rule == "released":
-        if count < steps:
-            return [min(i, count - 1) for i in range(steps)]
-        return torch.linspace(0, count - 1, steps).long().tolist()
-    if rule == "paper":
-        return [max(i * count // steps, 1) - 1 for i in range(1, steps + 1)]
-    raise ValueError(f"rule must be 'released' or 'paper', got {rule!r}")
 
 
 def explicit_features(

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, pad
 
-from laser_lab.backbones import Backbone
-from laser_lab.images import Input, VisionBackbone, check_images, image_of, text_of
-from laser_lab.losses import InfoNCE
+from laser_lab.backbone import Backbone
+from laser_lab.base.inputs import Input, check_inputs, check_steps, image_of, text_of
+from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.methods import ReasonMethod
-from laser_lab.retriever import LatentEncoder, LatentRetriever, check_steps
 from laser_lab.thinking import Thoughts, at_least_float32
+from laser_lab.vision import VisionBackbone
 
 WEIGHTS_FILE = "reason_tokens.safetensors"
 TARGET_LENGTH = 64
@@ -52,7 +52,7 @@ def one_pass_thinking(
         thinking_steps: K, from 1 to the number of learned tokens.
         tokens: (at least K + 1, D), as the embedding module would return them; [EMBED] last.
         edit: An intervention: called with k (from 1) and reason token r_k (B, D), returns what is read instead.
-        images: All features of inputs with images (:meth:`laser_lab.images.VisionBackbone.preprocess`).
+        images: All features of inputs with images (:meth:`laser_lab.vision.VisionBackbone.preprocess`).
 
     Returns:
         (B, K, D) states h_1..h_K and the (B, D) state of [EMBED], after the final norm, in the backbone's dtype.
@@ -228,7 +228,7 @@ class ReasonEncoder(LatentEncoder):
         return ["text", "image", ("image", "text"), "message"] if vision else ["text"]
 
     def check_inputs(self, inputs: Sequence[Input]) -> list[Input]:
-        return check_images(inputs) if isinstance(self.backbone, VisionBackbone) else super().check_inputs(inputs)
+        return check_inputs(inputs) if isinstance(self.backbone, VisionBackbone) else super().check_inputs(inputs)
 
     def preprocess(self, inputs: Sequence[Input], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """As :meth:`LatentEncoder.preprocess`. Where there are images, what the backbone's processor makes of all
@@ -381,7 +381,7 @@ def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TA
     return texts
 
 
-# -- training ------------------------------------------------------------------------------------------------------
+# -- diversity of the states ---------------------------------------------------------------------------------------
 
 
 def cosines(states: Tensor) -> Tensor:
@@ -411,57 +411,3 @@ class Diversity(nn.Module):
         """(B, K, D) to a scalar in [0, 1]: 1 if all states of each text are one direction; of one state alone, 0."""
         squares = cosines(states) ** 2
         return squares.mean() if squares.numel() else states.sum() * 0
-
-
-class BottleneckLoss(nn.Module):
-    """L = contrastive·CL([EMBED]) + reconstruction·CE(decoder) + diversity·mean cos², in two stages (METHOD 4).
-
-    The decoder head rebuilds each query's positive document from the query's bottleneck states alone ("Only-Answer
-    decoding"); of an image, its text, which may be empty. In the first stage the trainer keeps the backbone as it is,
-    vision encoder and projector included; in the second it trains all of it that is trainable: every weight, or with
-    LoRA the adapters of every linear layer, those of the vision encoder too
-    (``lora={"exclude_modules": ".*vision.*"}`` leaves that as it is for good). Takes the features of
-    :class:`laser_lab.training.Collator` and returns every weighted term by name.
-    """
-
-    def __init__(self, model: nn.Module, method: ReasonMethod) -> None:
-        super().__init__()
-        self.model = model
-        self.method = method
-        self.eos: int = model.encoder.tokenizer.eos_token_id
-        self.progress = 0.0
-        """Share of the steps done, set by the trainer."""
-        self.contrastive = InfoNCE(method.temperature)
-        self.diversity = Diversity()
-
-    @property
-    def backbone_frozen(self) -> bool:
-        """The first stage, the bottleneck warm-up. The progress decides, so a resumed run is in the right stage."""
-        return self.progress < self.method.bottleneck_warmup
-
-    def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:
-        from laser_lab.training import _rank, gather, spread
-
-        queries, documents = features[:2]
-        method, count = self.method, len(queries["input_ids"])
-        asked = dict(queries)
-        if method.reconstruction:  # positives stand first among the documents
-            names = ("text_ids", "text_mask") if "text_ids" in documents else ("input_ids", "attention_mask")
-            positives = documents["rows"][:count]
-            ids, mask = targets(*(documents[name][positives] for name in names), self.eos)
-            asked |= {"target_ids": ids, "target_mask": mask}
-        encoded = spread(self.model(dict(documents), thinking_steps=method.thinking_steps), documents["rows"])
-        latent = self.model(asked, thinking_steps=method.thinking_steps)
-        terms: dict[str, Tensor] = {}
-        if method.contrastive:
-            keys, vectors = gather(documents["keys"]), gather(encoded["sentence_embedding"])
-            positives = torch.arange(count, device=keys.device) + _rank() * len(documents["keys"])
-            ignored = (queries["positive_keys"][:, :, None] == keys).any(1)
-            loss = self.contrastive(latent["sentence_embedding"], vectors, positives, ignored)
-            terms["contrastive"] = method.contrastive * loss
-        if method.reconstruction:
-            terms["reconstruction"] = method.reconstruction * latent["reconstruction"].mean()
-        if method.diversity:
-            loss = (self.diversity(latent["states"]) + self.diversity(encoded["states"])) / 2
-            terms["diversity"] = method.diversity * loss
-        return terms

@@ -47,7 +47,7 @@ class OutputKL(nn.Module):
         return kl_div(logs.flatten(0, -2), target.flatten(0, -2), reduction="batchmean")
 
 
-class TrajectoryKL(nn.Module):
+class TrajectoryAlignment(nn.Module):
     """Trajectory alignment (LaSER, eq. 10): :class:`OutputKL` of each step's state against the state of the segment
     that the step is aligned with; mean over queries and steps."""
 

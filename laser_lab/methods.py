@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from laser_lab.retriever import check_steps
+from laser_lab.base.inputs import check_steps
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class ReasonMethod(Method):
 
     The seed names the terms and the two stages and gives no number. Where tokens start, K and the length of the first
     stage were searched on HopWorld's dev queries at one hop, one setting at a time, one seed
-    (figures/data/lame_search.csv, by ``python -m laser_lab.experiments FILE.csv --search lame --seeds 1``). The word
+    (figures/data/lame_search.csv, by ``python -m laser_lab.lab.cells FILE.csv --search lame --seeds 1``). The word
     decides most; then K, the fewer the better; then the first stage, the shorter the better. K is that of the other
     methods, and the first stage the shortest tried that is one. The other settings made no clear difference. What is
     left behind the last-token retriever at one hop, the search did not close.

@@ -9,8 +9,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
-from laser_lab.backbones import Backbone
-from laser_lab.retriever import LatentRetriever, check_texts
+from laser_lab.backbone import Backbone
+from laser_lab.base.inputs import check_texts
+from laser_lab.encoder import LatentRetriever
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from laser_lab.backbones import Backbone
+from laser_lab.backbone import Backbone
 
 
 def latent_thinking(

@@ -12,7 +12,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from laser_lab.backbones import Backbone
+from laser_lab.backbone import Backbone
 
 torch.set_num_threads(1)  # tiny models: threads only get in each other's way
 

@@ -12,12 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import laser_lab as ll
-from laser_lab.backbones import Backbone
-from laser_lab.benchmarks import BENCHMARKS, as_mteb_task, library_instruction, mteb_model, report, run
+from laser_lab.backbone import Backbone
 from laser_lab.data.readers import RetrievalTask, mini
+from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.evaluation import score_run
-from laser_lab.published import published
-from laser_lab.retriever import LatentEncoder, LatentRetriever, query_prompt
+from laser_lab.lab.benchmarks import BENCHMARKS, as_mteb_task, library_instruction, mteb_model, report, run
+from laser_lab.lab.published import published
+from laser_lab.loading import query_prompt
 
 mteb = pytest.importorskip("mteb")
 INSTRUCTION = "Given a post, retrieve relevant passages that help answer the post."

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import laser_lab as ll
+from laser_lab.base.stats import proportion
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
 from laser_lab.data.readers import RetrievalTask
-from laser_lab.experiments import proportion
+from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.lame import take_up
 from laser_lab.methods import method_of
 from laser_lab.probing import causal
-from laser_lab.retriever import LatentEncoder, LatentRetriever
 from laser_lab.thinking import pool
 
 TEXTS = ["why is the sky blue", "sea", "a very long question about rain and snow and light", "because light", "or not"]

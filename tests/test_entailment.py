@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import laser_lab as ll
-from laser_lab import adapters, entailment
-from laser_lab.backbones import BUILT_IN
-from laser_lab.entailment import Row, export_adapter, main, rows_of, write_records
+from laser_lab import adapters
+from laser_lab.lab import entailment
+from laser_lab.lab.entailment import Row, export_adapter, main, rows_of, write_records
+from laser_lab.weights import BUILT_IN
 
 
 @pytest.fixture(scope="module")

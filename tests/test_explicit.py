@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import laser_lab as ll
-from laser_lab.explicit import downsample, explicit_features, explicit_thoughts, segments
-from laser_lab.retriever import LatentEncoder
+from laser_lab.data.segments import downsample, segments
+from laser_lab.encoder import LatentEncoder
+from laser_lab.explicit import explicit_features, explicit_thoughts
 
 
 def test_segments():

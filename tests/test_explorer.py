@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import laser_lab as ll
 from laser_lab.data.readers import RetrievalTask
-from laser_lab.explorer import DOCUMENTS, KINDS, MAPPED, STEPS, TOKENS, Change, Explorer
-from laser_lab.retriever import LatentEncoder, LatentRetriever
+from laser_lab.encoder import LatentEncoder, LatentRetriever
+from laser_lab.explorer.explorer import DOCUMENTS, KINDS, MAPPED, STEPS, TOKENS, Change, Explorer
 from laser_lab.thinking import pool
 
 QUERIES = {"q1": "why is the sky blue", "q2": "sea", "q3": "rain and snow"}

@@ -17,9 +17,9 @@ import nbformat
 import pytest
 
 import laser_lab as ll
-from laser_lab import notebooks
 from laser_lab.data.readers import RetrievalTask
-from laser_lab.explorer import DOCUMENTS, Change, Explorer
+from laser_lab.explorer.explorer import DOCUMENTS, Change, Explorer
+from laser_lab.lab import notebooks
 
 pytestmark = pytest.mark.slow
 ROOT = notebooks.FOLDER.parent

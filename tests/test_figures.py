@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("matplotlib")
 from matplotlib.figure import Figure  # noqa: E402
 
-from laser_lab import figures  # noqa: E402
+from laser_lab.lab import figures  # noqa: E402
 
 ODD = [
     "\n",

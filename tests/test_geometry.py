@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import laser_lab as ll
-from laser_lab.backbones import Backbone
+from laser_lab.backbone import Backbone
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig
+from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.probing import geometry, tracing
 from laser_lab.probing.tracing import LayerThoughts
-from laser_lab.retriever import LatentEncoder, LatentRetriever
 from laser_lab.thinking import Thoughts, latent_thinking
 
 TEXTS = ["why is the sky blue", "sea", "a very long question about rain and snow and light", "because light", "or not"]

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import laser_lab as ll
-from laser_lab.backbones import BUILT_IN, load_backbone
 from laser_lab.data.hopworld import (
     HopWorld,
     HopWorldConfig,
@@ -18,6 +17,7 @@ from laser_lab.data.hopworld import (
     pretraining_texts,
 )
 from laser_lab.data.readers import COLUMNS
+from laser_lab.weights import BUILT_IN, load_backbone
 
 TINY = dict(entities=6, relations=2, hops=2, dev=4, test=4, layers=1, hidden_size=16, heads=2, pretrain_steps=3)
 small_configs = st.builds(

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from laser_lab import backbones, kernels
-from laser_lab.kernels import linear, use_fast_linear
+from laser_lab import backbone as backbones
+from laser_lab.base import kernels
+from laser_lab.base.kernels import linear, use_fast_linear
 
 needs_onednn = pytest.mark.skipif(not kernels.AVAILABLE, reason="this build of PyTorch has only one kernel")
 

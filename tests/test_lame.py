@@ -13,12 +13,11 @@ from test_training import FAST, check_resumed_like_unbroken, data, dev, load  # 
 from torch import nn
 
 import laser_lab as ll
-from laser_lab import experiments
-from laser_lab.experiments import Cell, lame_search
+from laser_lab.lab import cells as experiments
+from laser_lab.lab.cells import Cell, lame_search
 from laser_lab.lame import (
     TARGET_LENGTH,
     WEIGHTS_FILE,
-    BottleneckLoss,
     Diversity,
     ReasonEncoder,
     ReasonTokens,
@@ -31,7 +30,8 @@ from laser_lab.lame import (
 )
 from laser_lab.probing.causal import soft_tokens
 from laser_lab.probing.tracing import final_norm, think_layers
-from laser_lab.training import train
+from laser_lab.training.objectives import BottleneckLoss
+from laser_lab.training.run import train
 
 LAME = ll.METHODS["lame"].replace(thinking_steps=3)
 

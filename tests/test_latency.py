@@ -7,9 +7,10 @@ import transformers
 from conftest import FAMILIES, SMALL, tiny_backbone
 from test_thinking import batch
 
-from laser_lab import kernels, latency
-from laser_lab.figures import latency as latency_figure
-from laser_lab.retriever import LatentEncoder, LatentRetriever
+from laser_lab.base import kernels
+from laser_lab.encoder import LatentEncoder, LatentRetriever
+from laser_lab.lab import latency
+from laser_lab.lab.figures import latency as latency_figure
 from laser_lab.thinking import latent_thinking
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from laser_lab.losses import InfoNCE, OutputKL, StepwiseContrastive, TrajectoryKL
+from laser_lab.losses import InfoNCE, OutputKL, StepwiseContrastive, TrajectoryAlignment
 
 
 def example(batch=3, documents=7, steps=4, size=5, seed=0, dtype=torch.float64):
@@ -70,7 +70,7 @@ def test_losses_equal_plain_loops(batch, extra, steps, seed):
         for k in range(steps):
             student, target = (normalize(x[b, k], dim=0) for x in (states, targets))
             expected += plain_kl(student, target, documents, 0.2) / (batch * steps)
-    assert float(TrajectoryKL(0.2)(states, targets, documents)) == pytest.approx(expected, **close)
+    assert float(TrajectoryAlignment(0.2)(states, targets, documents)) == pytest.approx(expected, **close)
 
     stepwise, penalty = StepwiseContrastive(0.2)(states, doc_states, positives, ignored)
     per_step = [
@@ -105,7 +105,7 @@ def test_gradients():
     assert check(lambda q, d: InfoNCE(0.5)(q, d, positives, ignored), (queries, documents))
     # the target side is constant: fixed documents of the teacher keep finite differences from moving it
     assert check(lambda q, d: OutputKL(0.5)(q, teacher, d, fixed), (queries, documents))
-    assert check(lambda s, d: TrajectoryKL(0.5)(s, targets, d, fixed), (states, documents))
+    assert check(lambda s, d: TrajectoryAlignment(0.5)(s, targets, d, fixed), (states, documents))
     assert check(lambda s, d: StepwiseContrastive(0.5)(s, d, positives, ignored), (states, doc_states))
 
 
@@ -118,7 +118,7 @@ def test_targets_carry_no_gradient():
     assert teacher.grad is None and student.grad.abs().max() > 0
     targets = states.clone().requires_grad_()
     thought = (states + 1).requires_grad_()
-    TrajectoryKL()(thought, targets, documents).backward()
+    TrajectoryAlignment()(thought, targets, documents).backward()
     assert targets.grad is None and thought.grad.abs().max() > 0
 
 

@@ -8,8 +8,9 @@ import nbformat
 import pytest
 
 import laser_lab as ll
-from laser_lab import adapters, notebooks
-from laser_lab.training import add_lora
+from laser_lab import adapters
+from laser_lab.lab import notebooks
+from laser_lab.training.run import add_lora
 
 NOTEBOOKS = sorted(notebooks.FOLDER.glob("[0-9]*.ipynb"))
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -97,7 +98,7 @@ def test_runs_with_a_tiny_preset(path, tiny_runs):
 def test_figures_are_those_of_the_notebook_as_it_stands(path):
     """Fails when a notebook was edited and not rerun, or a figure or its data was changed by anything else."""
     entry = json.loads(notebooks.MANIFEST.read_text())[path.stem]
-    assert entry["configuration"] == notebooks.configuration(path), f"rerun: python -m laser_lab.notebooks {path.stem}"
+    assert entry["configuration"] == notebooks.configuration(path), f"rerun {path.stem}"
     files = {f.relative_to(notebooks.FIGURES).as_posix(): notebooks.digest(f) for f in notebooks.written_by(path)}
     assert files == entry["files"]
     assert entry["preset"] in notebooks.PRESETS

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from laser_lab.published import beside, contradictions, everything, is_approximate, published
+from laser_lab.lab.published import beside, contradictions, everything, is_approximate, published
 
 
 def test_bright_averages_are_the_means_of_their_subsets():

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModelForCausalLM
 
 import laser_lab as ll
-from laser_lab.retriever import LatentEncoder
+from laser_lab.encoder import LatentEncoder
 
 TEXTS = ["why is the sky blue", "sea", "a very long question about rain and snow and light and water", ""]
 

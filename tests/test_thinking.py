@@ -8,7 +8,7 @@ from conftest import FAMILIES, tiny_backbone
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laser_lab.backbones import Backbone
+from laser_lab.backbone import Backbone
 from laser_lab.thinking import Thoughts, latent_thinking, pool
 
 

@@ -14,18 +14,12 @@ from conftest import WORDS
 from datasets import Dataset
 
 import laser_lab as ll
-from laser_lab import training
 from laser_lab.data.readers import RetrievalTask, features
-from laser_lab.training import (
-    COMPLETE,
-    Collator,
-    DualViewLoss,
-    NonFiniteLoss,
-    fingerprint,
-    last_checkpoint,
-    train,
-    training_pairs,
-)
+from laser_lab.training import objectives, run, trainer
+from laser_lab.training.batches import Collator, training_pairs
+from laser_lab.training.objectives import DualViewLoss
+from laser_lab.training.run import fingerprint, train
+from laser_lab.training.trainer import COMPLETE, NonFiniteLoss, last_checkpoint
 
 FAST = dict(
     lora=dict(r=4, lora_alpha=8),
@@ -152,20 +146,18 @@ def interrupted(model, data, method, folder, step, **arguments):
             if state.global_step >= step:
                 raise Stop
 
-    import laser_lab.training as training
-
-    original = training.LatentTrainer.__init__
+    original = run.LatentTrainer.__init__
 
     def patched(self, *args, **kwargs):
         original(self, *args, **kwargs)
         self.add_callback(Cut())
 
-    training.LatentTrainer.__init__ = patched
+    run.LatentTrainer.__init__ = patched
     try:
         with pytest.raises(Stop):
             train(model, data, method, output_dir=folder, **arguments)
     finally:
-        training.LatentTrainer.__init__ = original
+        run.LatentTrainer.__init__ = original
 
 
 def check_resumed_like_unbroken(folder, data, method, tmp_path):
@@ -202,8 +194,8 @@ def test_sigkill_in_the_middle_of_a_checkpoint_write(tiny_folder, data, tmp_path
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         from test_training import FAST, load
         from laser_lab.data.readers import read_dataset
-        from laser_lab.training import train
-        from laser_lab.retriever import LatentEncoder
+        from laser_lab.training.run import train
+        from laser_lab.encoder import LatentEncoder
         save, calls = LatentEncoder.save, []
         def dying(self, path, *args, **kwargs):
             save(self, path, *args, **kwargs)
@@ -293,7 +285,7 @@ def test_false_negatives_in_a_batch_change_nothing(tiny_folder):
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_the_distillation_moves_no_teacher_and_documents_only_if_asked(tiny_folder, data, moved, monkeypatch):
-    monkeypatch.setattr(training, "CALLS_WORTH", -1)  # a rollout each, to tell them apart
+    monkeypatch.setattr(objectives, "CALLS_WORTH", -1)  # a rollout each, to tell them apart
     model = load(tiny_folder)
     only = ll.Method(thinking_steps=2, contrastive=0.0, output=1.0, process=1.0, distil_documents=moved)
     features_ = batch_of(model, data, "laser")
@@ -329,7 +321,7 @@ def adapted(tiny_folder):
     """A model in double precision with an adapter that is not zero."""
     model = load(tiny_folder)
     torch.manual_seed(0)
-    training.add_lora(model, dict(r=4, lora_alpha=8, init_lora_weights=False))
+    run.add_lora(model, dict(r=4, lora_alpha=8, init_lora_weights=False))
     model.encoder.backbone.model.double()
     return model.train()
 
@@ -342,18 +334,18 @@ def test_shortcuts_change_no_loss_and_no_gradient(adapted, data, method, monkeyp
     features_ = batch_of(adapted, data, method)
     documents = features_[1]
     assert len(documents["input_ids"]) < len(documents["rows"]) == len(documents["keys"])
-    every = dict(documents) | {key: documents[key][documents["rows"]] for key in training.IDS}
+    every = dict(documents) | {key: documents[key][documents["rows"]] for key in objectives.IDS}
     every["rows"] = torch.arange(len(documents["rows"]))
-    monkeypatch.setattr(training, "CALLS_WORTH", -1)
+    monkeypatch.setattr(objectives, "CALLS_WORTH", -1)
     apart = gradients(adapted, loss, [features_[0], every, *features_[2:]])
     assert all(grad.dtype == torch.float64 for grad in apart[1].values())
-    monkeypatch.setattr(training, "CALLS_WORTH", float("inf"))
+    monkeypatch.setattr(objectives, "CALLS_WORTH", float("inf"))
     calls = []
     adapted.encoder.register_forward_hook(lambda *given: calls.append(given))
     together = gradients(adapted, loss, features_)
     assert len(calls) == len(features_) - 1
     layer = adapted.encoder.backbone.causal_lm.model.layers[0].mlp.up_proj
-    with training.folded(adapted):
+    with trainer.folded(adapted):
         assert "forward" in vars(layer)
         folded = gradients(adapted, loss, features_)
     assert "forward" not in vars(layer)
@@ -365,7 +357,7 @@ def test_only_what_is_plain_and_small_is_folded(adapted, monkeypatch):
     layer = adapted.encoder.backbone.causal_lm.model.layers[0].mlp.up_proj
 
     def is_folded():
-        with training.folded(adapted):
+        with trainer.folded(adapted):
             return "forward" in vars(layer)
 
     assert is_folded()
@@ -373,7 +365,7 @@ def test_only_what_is_plain_and_small_is_folded(adapted, monkeypatch):
     assert not is_folded()
     adapted.encoder.backbone.model.enable_adapter_layers()
     with monkeypatch.context() as context:
-        context.setattr(training, "FOLDED", layer.base_layer.weight.numel() - 1)
+        context.setattr(trainer, "FOLDED", layer.base_layer.weight.numel() - 1)
         assert not is_folded()
     layer.lora_dropout["default"] = torch.nn.Dropout(0.1)
     assert not is_folded()
@@ -398,7 +390,7 @@ from test_training import batch_of, load, rows
 from datasets import Dataset
 import laser_lab as ll
 from laser_lab.data.readers import features
-from laser_lab.training import DualViewLoss
+from laser_lab.training.objectives import DualViewLoss
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
 every = rows(8)
@@ -478,6 +470,6 @@ def test_one_command_for_several_processes(tiny_folder, data, tmp_path):
 @pytest.mark.parametrize("text", ["model: x", "[]"])
 def test_bad_config(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
-    from laser_lab.training import main
+    from laser_lab.training.run import main
 
     assert main([str(tmp_path / "c.yaml")]) == 2 and main([]) == 2

@@ -5,9 +5,9 @@ import torch
 from conftest import FAMILIES, tiny_backbone, tiny_tokenizer
 
 import laser_lab as ll
+from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.probing.tracing import think_layers
 from laser_lab.probing.vocabulary import fed_back, logit_lens, reasoning_mass
-from laser_lab.retriever import LatentEncoder, LatentRetriever
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,11 @@
 """Trained adapters that come with the package: ``ll.load("gemma-3-270m", adapter="laser-entailment-bank")``.
 
-Each is a folder beside this file, written by :func:`laser_lab.entailment.export_adapter`. Their names stand among the
-built-in ones, so that they are taken wherever a folder or a hub id is.
+Each is a folder beside this file, written by :func:`laser_lab.lab.entailment.export_adapter`.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-
-from laser_lab.backbones import BUILT_IN
 
 FOLDER = Path(__file__).parent
 NAMES = ("laser-entailment-bank",)
@@ -25,9 +21,6 @@ def find(name: str) -> Path:
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(
             f"the adapter {name!r} is not in this copy of laser_lab. Train it and put it there: python -m "
-            "laser_lab.entailment configs/entailment_bank.yaml --data FOLDER, and the same with --export laser."
+            "laser_lab.lab.entailment configs/entailment_bank.yaml --data FOLDER, and the same with --export laser."
         )
     return folder
-
-
-BUILT_IN.update({name: partial(find, name) for name in NAMES})

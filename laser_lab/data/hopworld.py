@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from laser_lab.backbones import cache_dir, cached_build
+from laser_lab.base.files import cache_dir, cached_build
 
 if TYPE_CHECKING:
     from datasets import Dataset

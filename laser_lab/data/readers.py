@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laser_lab.backbones import missing_extra
+from laser_lab.base.files import missing_extra
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +41,7 @@ class RetrievalTask:
 
     name: str
     queries: dict[str, str]
-    """query id to text; for LaME with images, to any input (:mod:`laser_lab.images`), as documents too"""
+    """query id to text; for LaME with images, to any input (:mod:`laser_lab.base.inputs`), as documents too"""
     corpus: dict[str, str]
     """document id to text"""
     qrels: dict[str, dict[str, int]]
@@ -214,7 +214,7 @@ def _missing(row: dict[str, Any], expected: dict[str, type]) -> str | None:
 
 def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_by: str) -> dict[str, Any] | str:
     """One row of any layout in the schema, or the reason why it cannot be."""
-    from laser_lab.explicit import segments
+    from laser_lab.data.segments import segments
 
     row = dict(row)
     if "positive_passages" in row:  # the layout of the released training data

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from laser_lab.base.inputs import check_steps
 from laser_lab.data.hopworld import Composition, HopWorld
 from laser_lab.data.readers import RetrievalTask
-from laser_lab.retriever import check_steps, think
+from laser_lab.encoder import think
 from laser_lab.thinking import Thoughts, pool
 
 if TYPE_CHECKING:
@@ -288,7 +289,7 @@ def effect_sizes(effects: pd.DataFrame, measure: str = "change") -> pd.DataFrame
     ``intervention``, ``step`` and ``thinking_steps`` with `measure`, ``low``, ``high``, ``queries``."""
     import pandas as pd
 
-    from laser_lab.experiments import interval
+    from laser_lab.base.stats import interval
 
     by = ["intervention", "step", "thinking_steps"]
     groups = effects.groupby(by, sort=False)[measure]
@@ -445,7 +446,7 @@ def outcome_rates(swaps: pd.DataFrame, by: Sequence[str] = ("step", "readout")) 
     (``rate``), its 95 % interval (Wilson), ``queries``, and ``undisturbed``: the same share without the swap."""
     import pandas as pd
 
-    from laser_lab.experiments import proportion
+    from laser_lab.base.stats import proportion
 
     rows = []
     for key, group in swaps.groupby(list(by), sort=False):

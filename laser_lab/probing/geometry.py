@@ -59,7 +59,7 @@ def linear_probes(
     """
     import pandas as pd
 
-    from laser_lab.experiments import proportion
+    from laser_lab.base.stats import proportion
 
     if list(train_labels) != list(test_labels):
         raise ValueError(f"targets differ: {', '.join(train_labels)} in training, {', '.join(test_labels)} in test")

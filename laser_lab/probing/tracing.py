@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from laser_lab.backbones import Backbone
-from laser_lab.images import Input, label_of
-from laser_lab.retriever import check_steps
+from laser_lab.backbone import Backbone
+from laser_lab.base.inputs import Input, check_steps, label_of
 from laser_lab.thinking import Thoughts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from laser_lab.retriever import LatentEncoder
+    from laser_lab.encoder import LatentEncoder
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def fed_back(model: SentenceTransformer, texts: Sequence[str], thinking_steps: i
     A retriever that pools only the generated tokens (GIRCSE) does not pool the first of them; here nothing is left
     out, so that the thoughts of all methods are read at the same place.
     """
-    from laser_lab.retriever import think
+    from laser_lab.encoder import think
 
     encoder = model[0]
     pooling, encoder.pooling = encoder.pooling, "all"

@@ -1,0 +1,195 @@
+"""The backbone: a causal language model as the thinking loop sees it.
+
+This is the only file that knows model families (embedding scale, logit soft cap, where the head is). It knows nothing
+of thinking, retrieval or training.
+"""
+
+from __future__ import annotations
+
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from laser_lab.base.kernels import linear, use_fast_linear
+
+if TYPE_CHECKING:
+    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+VOCABULARY_BLOCK = 4096  # rows of W and E that stay in the cache between their two products
+
+
+class Backbone(nn.Module):
+    """A causal LM seen as the parts that latent thinking needs: embedding, body, last state, head.
+
+    ``model`` may be a causal LM of `transformers`, a PEFT model around one, or a merged one. Shapes use B (batch),
+    T (tokens), D (hidden size), V (vocabulary).
+
+    Raises:
+        ValueError: The family computes its logits or embeddings in a way this class does not reproduce, or an
+            adapter changes the input embeddings or the head.
+    """
+
+    processor: ProcessorMixin | None = None
+    """What reads images, in a :class:`laser_lab.vision.VisionBackbone`."""
+
+    def __init__(self, model: PreTrainedModel | nn.Module, tokenizer: PreTrainedTokenizerBase, name: str = "") -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self.tokenizer = tokenizer
+        use_fast_linear(model)
+        self._check()
+
+    # -- the parts -------------------------------------------------------------------------------------------------
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The causal LM itself, without a PEFT wrapper (injected adapters stay active)."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @property
+    def config(self) -> Any:
+        return self.causal_lm.config
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.config.get_text_config().hidden_size
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest input plus thoughts that the backbone has positions for."""
+        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.causal_lm.get_output_embeddings()
+
+    @property
+    def embedding_table(self) -> Tensor:
+        """(V, D): row i is what the embedding module returns for token i, up to :attr:`embedding_scale`."""
+        return self.causal_lm.get_input_embeddings().weight
+
+    @property
+    def embedding_scale(self) -> float | Tensor:
+        """What the embedding module multiplies its rows by (Gemma: sqrt(D)); 1 for most families."""
+        scale = getattr(self.causal_lm.get_input_embeddings(), "embed_scale", 1.0)
+        return scale.to(self.embedding_table.dtype) if isinstance(scale, Tensor) else scale
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(B, T) token ids to (B, T, D) embeddings, scaled as the backbone scales them."""
+        return self.causal_lm.get_input_embeddings()(input_ids)
+
+    def new_cache(self) -> Cache | None:
+        """An empty KV cache, or None where the body cannot use one (gradient checkpointing)."""
+        from transformers import DynamicCache
+
+        if self.training and any(getattr(m, "gradient_checkpointing", False) for m in self.causal_lm.modules()):
+            return None
+        return DynamicCache(config=self.config)
+
+    def last_states(self, inputs_embeds: Tensor, attention_mask: Tensor, cache: Cache | None = None) -> Tensor:
+        """States after the final norm, (B, T, D), of the positions in `inputs_embeds`.
+
+        Args:
+            inputs_embeds: (B, T, D), the positions that are not in the cache yet.
+            attention_mask: (B, T_cached + T), 1 for text and thoughts, 0 for (left) padding.
+            cache: filled in place.
+        """
+        # Explicit positions, so that left padding changes nothing for absolute positions either.
+        positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
+        # `base_model` of a causal LM is its body without the head: no V x D product on any position.
+        return self.causal_lm.base_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., D) states to (..., V) float32 logits of the LM head, soft cap included."""
+        weight, bias = self.head.weight, getattr(self.head, "bias", None)
+        return _finished(linear(states.to(weight.dtype), weight, bias), self._logit_multiplier, self._soft_cap)
+
+    def soft_token(self, states: Tensor) -> Tensor:
+        """(B, D) states to (B, D) soft tokens, p·E with p = softmax(W h): LaSER, section 3.2; METHOD 1.
+
+        This is attention with the states as queries, the head W as keys and the embeddings E as values, its softmax
+        in float32. On the CPU, where nothing needs a gradient, it goes by blocks of the vocabulary, each with its own
+        softmax, weighed by their total probability in the end: a block of W and E passes through the processor's
+        cache once, and the B x V probabilities are never held.
+        """
+        table = self.embedding_table
+        if states.device.type != "cpu" or torch.is_grad_enabled():
+            mixed = linear(self.logits(states).softmax(-1).to(table.dtype), table.T)
+        else:
+            weight, bias = self.head.weight, getattr(self.head, "bias", None)
+            biases = repeat(None) if bias is None else bias.split(VOCABULARY_BLOCK)
+            multiplier, cap = self._logit_multiplier, self._soft_cap  # once: a config answers slowly
+            states, means, totals = states.to(weight.dtype), [], []
+            for keys, values, bias in zip(weight.split(VOCABULARY_BLOCK), table.split(VOCABULARY_BLOCK), biases):
+                logits = _finished(linear(states, keys, bias), multiplier, cap)
+                means.append(linear(logits.softmax(-1).to(table.dtype), values.T))
+                totals.append(logits.logsumexp(-1))
+            shares = torch.stack(totals).softmax(0)  # (blocks, B)
+            mixed = (shares[..., None] * torch.stack(means)).sum(0).to(table.dtype)
+        return mixed * self.embedding_scale
+
+    # -- the families ----------------------------------------------------------------------------------------------
+
+    @property
+    def _soft_cap(self) -> float | None:
+        return getattr(self.config.get_text_config(), "final_logit_softcapping", None)
+
+    @property
+    def _logit_multiplier(self) -> float:
+        config = self.config.get_text_config()  # Cohere multiplies its logits, Granite divides them
+        return getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+
+    @torch.no_grad()
+    def _check(self) -> None:
+        """Compare our embedding, soft token and logits with the model's own, on one token. Families differ in small
+        ways that would silently bend every result; this is the door where an unknown one is stopped."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        embedding, head = self.causal_lm.get_input_embeddings(), self.head
+        if head is None:
+            raise ValueError(f"{type(self.causal_lm).__name__} has no LM head: latent thinking needs a causal LM.")
+        if isinstance(embedding, BaseTunerLayer) or isinstance(head, BaseTunerLayer):
+            raise ValueError("An adapter on the input embeddings or the LM head is not supported: merge it first.")
+        training = self.model.training
+        self.model.eval()
+        ids = torch.ones(1, 1, dtype=torch.long, device=self.embedding_table.device)
+        ours = self.embedding_table[1] * self.embedding_scale
+        theirs = self.embed(ids)[0, 0]
+        tolerance = 1e-4 if theirs.dtype == torch.float32 else 5e-2
+        good = ours.shape == theirs.shape and torch.allclose(ours.float(), theirs.float(), atol=tolerance)
+        if good:
+            mask = torch.ones_like(ids)
+            expected = self.causal_lm(input_ids=ids, attention_mask=mask).logits[0, -1].float()
+            found = self.logits(self.last_states(self.embed(ids), mask)[0, -1])
+            limit = tolerance * max(1.0, float(expected.abs().max()))
+            good = found.shape == expected.shape and float((found - expected).abs().max()) <= limit
+        self.model.train(training)
+        if not good:
+            raise ValueError(
+                f"{type(self.causal_lm).__name__} scales its embeddings or logits in a way not reproduced here: "
+                "its soft tokens would be wrong. Please report it."
+            )
+
+    def merge_adapter(self) -> None:
+        """Fold the adapter's weights into the backbone (faster encoding; the adapter cannot be trained further)."""
+        if hasattr(self.model, "peft_config"):
+            self.model = self.model.merge_and_unload()
+
+
+def _finished(scores: Tensor, multiplier: float, cap: float | None) -> Tensor:
+    """Products of states and head to float32 logits."""
+    logits = scores.float() * multiplier
+    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -1,0 +1,77 @@
+"""Inputs: what a text or image is, and the checks at the door.
+
+An input is a text, an image, or ``{"text": ..., "image": ...}`` (as sentence-transformers writes them; one of the two
+may be None).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Input = Any
+"""``str | Image | dict[str, str | Image | None]``"""
+
+
+def is_single(inputs: Any) -> bool:
+    """Whether this is one input, and no sequence of them."""
+    return isinstance(inputs, (str, dict)) or _is_image(inputs)
+
+
+def text_of(item: Input) -> str:
+    """The text of an input; of an image alone, an empty one."""
+    if isinstance(item, dict):
+        return item.get("text") or ""
+    return item if isinstance(item, str) else ""
+
+
+def image_of(item: Input) -> Image | None:
+    """The image of an input, if it has one."""
+    if isinstance(item, dict):
+        return item.get("image")
+    return None if isinstance(item, str) else item
+
+
+def label_of(item: Input) -> str:
+    """An input as a table shows it."""
+    return text_of(item) if image_of(item) is None else f"<image> {text_of(item)}".rstrip()
+
+
+def check_steps(thinking_steps: int) -> int:
+    """`thinking_steps` if it is a positive integer, else a ValueError."""
+    if isinstance(thinking_steps, bool) or not isinstance(thinking_steps, (int, np.integer)) or thinking_steps < 1:
+        raise ValueError(f"thinking_steps must be a positive integer (1 is a single pass), got {thinking_steps!r}")
+    return int(thinking_steps)
+
+
+def check_texts(texts: Sequence[str]) -> list[str]:
+    """`texts` as a list if all are strings, else a TypeError that names the first that is not."""
+    texts = list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            hint = ". Images are read by LaME on a vision-language model" if is_single(text) else ""
+            raise TypeError(f"texts must be strings, but number {index} is {type(text).__name__}: {text!r:.80}{hint}")
+    return texts
+
+
+def check_inputs(inputs: Iterable[Input]) -> list[Input]:
+    """`inputs` as a list if all are texts, images or both, else a TypeError that names the first that is not."""
+    inputs = list(inputs)
+    for index, item in enumerate(inputs):
+        if isinstance(item, dict):
+            good = isinstance(text_of(item), str) and (image_of(item) is None or _is_image(image_of(item)))
+            good = good and any(item.get(key) is not None for key in ("text", "image"))
+        else:
+            good = is_single(item)
+        if not good:
+            raise TypeError(f"inputs must be texts, PIL images or both, but number {index} is {item!r:.80}")
+    return inputs
+
+
+def _is_image(value: Any) -> bool:
+    return hasattr(value, "getpixel")  # PIL itself is needed only by those who have one

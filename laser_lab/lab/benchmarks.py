@@ -1,0 +1,351 @@
+"""The field's benchmarks: any retriever in MTEB, and the paper's three beside the paper's own numbers.
+
+MTEB (the `mteb` package) loads the data, ranks and scores; this file only says which of its tasks, columns and prompts
+are the paper's. A :class:`LatentRetriever` is a SentenceTransformer, so ``mteb.evaluate(model, tasks)`` takes it as it
+is; :func:`mteb_model` adds what that call cannot know: K and the weights in the results, and a prompt per task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from laser_lab.base.files import missing_extra
+from laser_lab.base.inputs import check_steps
+from laser_lab.data.readers import RetrievalTask
+from laser_lab.encoder import LatentRetriever
+from laser_lab.lab.published import beside
+from laser_lab.loading import query_prompt
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mteb.abstasks.retrieval import AbsTaskRetrieval
+    from mteb.models import SentenceTransformerEncoderWrapper
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What to run and where each published column is found in MTEB's scores."""
+
+    table: str
+    """name of the published table (:func:`laser_lab.lab.published.published`)"""
+    columns: dict[str, tuple[str, str, str]]
+    """published column to (task, subset, measure); ``og/map_at_5`` is ``scores["og"]["map_at_5"]``"""
+    means: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """published column to the columns it is the plain mean of"""
+    instruction: str | None = None
+    """what queries are told; None: what MTEB's task says, or MTEB's general sentence where it says nothing"""
+
+
+_SUBSETS = {  # published name to the name in the library's separate tasks
+    "biology": "Biology",
+    "earth_science": "EarthScience",
+    "economics": "Economics",
+    "psychology": "Psychology",
+    "robotics": "Robotics",
+    "stackoverflow": "Stackoverflow",
+    "sustainable_living": "SustainableLiving",
+    "leetcode": "Leetcode",
+    "pony": "Pony",
+    "aops": "Aops",
+    "theoremqa_questions": "TheoremQAQuestions",
+    "theoremqa_theorems": "TheoremQATheorems",
+}
+
+
+def _bright(separate: bool) -> Benchmark:
+    columns = {
+        f"ndcg_at_10 {subset}": (f"Bright{name}Retrieval", "default", "ndcg_at_10")
+        if separate
+        else ("BrightRetrieval", subset, "ndcg_at_10")
+        for subset, name in _SUBSETS.items()
+    }
+    # The released evaluation lists a sentence per subset but sets this one for all twelve.
+    sentence = "Given a post, retrieve relevant passages that help answer the post."
+    return Benchmark("table3_bright", columns, {"average": tuple(columns)}, sentence)
+
+
+_FOLLOWIR = {"robust04": ("Robust04", "map_at_5"), "news21": ("News21", "ndcg_at_5"), "core17": ("Core17", "map_at_5")}
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "bright": _bright(separate=False),
+    "bright-v1.1": _bright(separate=True),
+    "followir": Benchmark(
+        "table4_followir_browsecomp_plus",
+        {
+            column: (f"{task}InstructionRetrieval", "default", measure)
+            for name, (task, quality) in _FOLLOWIR.items()
+            for column, measure in ((f"{name}_{quality}", f"og/{quality}"), (f"{name}_p_mrr", "p-MRR"))
+        },
+        {
+            "followir_score": tuple(f"{name}_{quality}" for name, (_, quality) in _FOLLOWIR.items()),
+            "followir_p_mrr": tuple(f"{name}_p_mrr" for name in _FOLLOWIR),
+        },
+    ),
+    "browsecomp-plus": Benchmark(
+        "table4_followir_browsecomp_plus",
+        {
+            f"browsecomp_plus_recall_at_{k}": ("BrowseCompPlusRetrieval", "gold_only", f"recall_at_{k}")
+            for k in (5, 100, 1000)
+        },
+    ),
+}
+"""Name to benchmark. All of their tasks are in mteb 2.26.
+
+``bright`` is the task the paper ran; the library now prefers ``bright-v1.1``, which also drops the documents that
+BRIGHT excludes per query (it matters most for the coding and mathematics subsets). FollowIR's quality columns are those
+of the original instructions. The paper does not say which relevant documents BrowseComp-Plus counts: ``gold_only`` is
+where Qwen3-Embedding-0.6B's public leaderboard row (8.5, 30.5, 66.2) comes nearest to the paper's (8.0, 29.1, 64.8).
+The released evaluation also wraps texts in the chat template, as its training did, and reads a file of further prompts
+that was not released; the model card does neither, and neither does this file.
+"""
+
+
+def run(
+    model: LatentRetriever,
+    benchmark: str,
+    *,
+    thinking_steps: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    batch_size: int = 32,
+    tasks: Iterable[AbsTaskRetrieval] = (),
+    show_progress_bar: bool = True,
+) -> pd.DataFrame:
+    """One call for a whole benchmark of the paper: ``run(model, "bright")``, ``"followir"``, ``"browsecomp-plus"``.
+
+    The data comes from the hub. The paper evaluates at 8192 tokens: ``ll.load(..., max_length=8192)``.
+
+    Args:
+        thinking_steps: K for queries and documents; default: the model's own.
+        folder: Where MTEB keeps results; a second call with the same weights, prompts and K goes on where the first
+            stopped. Default: nothing is kept.
+        tasks: Your own data in the place of the hub's tasks of the same names (:func:`as_mteb_task`).
+
+    Returns:
+        A row per published column, in its order: ``benchmark, column, value`` (times 100, as the paper prints),
+        ``task, subset, measure`` (``mean`` where it is one), ``thinking_steps, max_length, instruction, seconds``.
+
+    Raises:
+        KeyError: No such benchmark.
+        ModuleNotFoundError: `mteb` is not installed; the message names the extra.
+    """
+    import pandas as pd
+
+    mteb = _mteb()
+    if benchmark not in BENCHMARKS:
+        raise KeyError(f"no benchmark {benchmark!r}; there are {', '.join(BENCHMARKS)}")
+    what = BENCHMARKS[benchmark]
+    wanted: dict[str, list[str]] = {}
+    for task, subset, _ in what.columns.values():
+        wanted.setdefault(task, []).append(subset)
+    own = {task.metadata.name: task for task in tasks}
+    chosen = [
+        own[task] if task in own else mteb.get_task(task, hf_subsets=_hub_subsets(subsets))
+        for task, subsets in wanted.items()
+    ]
+    instructions = {task.metadata.name: what.instruction or library_instruction(task) for task in chosen}
+    wrapped = mteb_model(model, instructions=instructions, thinking_steps=thinking_steps)
+    results = mteb.evaluate(
+        wrapped,
+        chosen,
+        encode_kwargs={"batch_size": batch_size, "show_progress_bar": show_progress_bar},
+        cache=None if folder is None else mteb.ResultCache(folder),
+        show_progress_bar=show_progress_bar,
+        co2_tracker=False,
+    )
+    scores, seconds = {}, {}
+    for result in results.task_results:
+        seconds[result.task_name] = result.evaluation_time
+        for split in result.scores.values():
+            scores |= {(result.task_name, found["hf_subset"]): found for found in split}
+    settings = wrapped.mteb_model_meta.experiment_kwargs
+    rows = []
+    for column, (task, subset, measure) in what.columns.items():
+        value: Any = scores[task, subset]
+        for key in measure.split("/"):
+            value = value[key]
+        row = dict(benchmark=benchmark, column=column, value=100 * value, task=task, subset=subset, measure=measure)
+        rows.append(row | settings | {"instruction": instructions[task], "seconds": seconds[task]})
+    frame = pd.DataFrame(rows)
+    by_column = frame.set_index("column")["value"]
+    for column, parts in what.means.items():
+        row = dict(benchmark=benchmark, column=column, value=by_column[list(parts)].mean(), measure="mean")
+        frame = pd.concat([frame, pd.DataFrame([row | settings])], ignore_index=True)
+    return frame
+
+
+def report(measured: Mapping[str, pd.DataFrame], rows: Mapping[str, str]) -> pd.DataFrame:
+    """Measured results with the published row at their side, under ``measured`` and ``published``, never mixed.
+
+    Args:
+        measured: Your name of a model to what :func:`run` returned for it; all of one benchmark.
+        rows: Your name to the published row beside it, e.g. ``{"mine": "LaSER (Qwen3-0.6B)"}``.
+
+    Raises:
+        KeyError: `rows` names a row that neither side has.
+        ValueError: The frames are of several benchmarks.
+    """
+    import pandas as pd
+
+    names = {name for frame in measured.values() for name in frame["benchmark"]}
+    if len(names) != 1:
+        raise ValueError(f"a report is of one benchmark, got {', '.join(sorted(names)) or 'none'}")
+    (name,) = names
+    wide = pd.DataFrame([{"model": model, **frame.set_index("column")["value"]} for model, frame in measured.items()])
+    table = beside(wide, BENCHMARKS[name].table, dict(rows))
+    shown = {"model", *wide.columns}
+    return table[[column for column in table.columns if column[1] in shown]]
+
+
+def mteb_model(
+    model: LatentRetriever, *, instructions: Mapping[str, str] | None = None, thinking_steps: int | None = None
+) -> SentenceTransformerEncoderWrapper:
+    """The model for ``mteb.evaluate``, with a prompt per task and with K, the token limit and the weights on record.
+
+    Without it MTEB's cache could not tell two retrievers apart: one loaded from the same folder before and after
+    training has the same name.
+
+    Args:
+        instructions: Task name to what its queries are told (:func:`laser_lab.query_prompt`); other tasks, and all
+            documents, have the model's own prompts, and a prompt ``"TASK-query"`` of the model's own wins.
+        thinking_steps: K for queries and documents; default: the model's own.
+
+    Raises:
+        ModuleNotFoundError: `mteb` is not installed; the message names the extra.
+        ValueError: ``thinking_steps`` is not a positive integer.
+    """
+    _mteb()
+    from mteb.models import SentenceTransformerEncoderWrapper
+
+    steps = model.encoder.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
+
+    class ThinkingEncoder(SentenceTransformerEncoderWrapper):
+        def encode(self, inputs: Any, **kwargs: Any) -> Any:
+            return super().encode(inputs, thinking_steps=steps, **kwargs)
+
+    wrapped = ThinkingEncoder(model)
+    prompts = {f"{task}-query": query_prompt(sentence) for task, sentence in (instructions or {}).items()}
+    # set here and not handed in: the constructor would overwrite the model's own prompts with them
+    wrapped.model_prompts = prompts | {key: text for key, text in model.prompts.items() if text is not None}
+    wrapped.mteb_model_meta = wrapped.mteb_model_meta.model_copy(
+        update={
+            "name": "laser_lab/" + re.sub(r"[^\w.-]+", "_", os.path.basename(str(model.encoder.base)) or "model"),
+            "revision": _fingerprint(model, wrapped.model_prompts),
+            "experiment_kwargs": {"thinking_steps": steps, "max_length": model.encoder.max_length},
+        }
+    )
+    return wrapped
+
+
+def library_instruction(task: AbsTaskRetrieval) -> str:
+    """What MTEB says to the queries of a task, its general sentence where the task itself says nothing."""
+    prompt = task.metadata.prompt
+    return (prompt.get("query") if isinstance(prompt, dict) else prompt) or task.abstask_prompt
+
+
+def as_mteb_task(
+    data: RetrievalTask | Mapping[str, RetrievalTask],
+    name: str | None = None,
+    *,
+    instructions: Mapping[str, str] | None = None,
+    changed: Mapping[str, list[str]] | None = None,
+) -> AbsTaskRetrieval:
+    """Local data as a task of MTEB.
+
+    Args:
+        data: A task, or subset name to task.
+        name: The task's name; default: that of `data`, its first subset's where there are several.
+        instructions: Query id to an instruction that MTEB writes after the query: instruction retrieval.
+        changed: With `instructions`, FollowIR's p-MRR: every query id ends in ``-og`` or ``-changed``, and this maps
+            the id without the ending to the documents that the changed instruction makes irrelevant.
+
+    Raises:
+        ModuleNotFoundError: `mteb` is not installed; the message names the extra.
+        ValueError: `changed` names a query that has no ``-og`` and ``-changed``.
+    """
+    _mteb()
+    from datasets import Dataset
+    from mteb.abstasks import AbsTaskRetrieval
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    subsets = {"default": data} if isinstance(data, RetrievalTask) else dict(data)
+    name = name or next(iter(subsets.values())).name
+    known = {query for task in subsets.values() for query in task.queries}
+    if unpaired := [q for q in changed or {} if not {f"{q}-og", f"{q}-changed"} <= known]:
+        raise ValueError(f"{name}: no {unpaired[0]}-og and {unpaired[0]}-changed among the queries")
+
+    def split(task: RetrievalTask) -> dict[str, Any]:
+        queries: dict[str, list[str]] = {"id": list(task.queries), "text": list(task.queries.values())}
+        if instructions is not None:
+            queries["instruction"] = [instructions.get(query, "") for query in task.queries]
+        return {
+            "queries": Dataset.from_dict(queries),
+            "corpus": Dataset.from_dict({"id": list(task.corpus), "text": list(task.corpus.values())}),
+            "relevant_docs": {query: dict(docs) for query, docs in task.qrels.items()},
+            "top_ranked": None,
+        }
+
+    class LocalTask(AbsTaskRetrieval):
+        metadata = TaskMetadata(
+            name=name,
+            description=f"{name}, local data",
+            dataset={"path": "local", "revision": _data_hash(subsets, instructions, changed)},
+            type="Retrieval" if instructions is None else "InstructionRetrieval",
+            category="t2t",
+            modalities=["text"],
+            eval_splits=["test"],
+            eval_langs=["eng-Latn"] if list(subsets) == ["default"] else {key: ["eng-Latn"] for key in subsets},
+            main_score="ndcg_at_10" if changed is None else "p-MRR",
+            reference=None,
+        )
+
+        def load_data(self, **kwargs: Any) -> None:
+            self.dataset = {key: {"test": split(task)} for key, task in subsets.items()}
+            self.data_loaded = True
+
+        def task_specific_scores(
+            self, scores: Any, qrels: Any, results: Any, hf_split: str, hf_subset: str
+        ) -> dict[str, Any]:
+            if changed is None:
+                return {}
+            from mteb._evaluators.retrieval_metrics import evaluate_p_mrr_change
+
+            return evaluate_p_mrr_change(qrels, results, changed, self.k_values)
+
+    return LocalTask()
+
+
+def _mteb() -> Any:
+    try:
+        import mteb
+    except ImportError as error:
+        raise missing_extra("mteb", "benchmarks") from error
+    return mteb
+
+
+def _hub_subsets(subsets: list[str]) -> list[str] | None:
+    return None if subsets[0] == "default" else list(dict.fromkeys(subsets))
+
+
+def _data_hash(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, default=vars, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _fingerprint(model: LatentRetriever, prompts: Mapping[str, str]) -> str:
+    """Of what decides the embeddings, K and the token limit aside: weights, pooling, prompts, a rewriter's settings.
+
+    Of every weight 64 entries are read: training changes all of them, and reading billions would take minutes.
+    """
+    digest = hashlib.sha256(
+        json.dumps([type(model).__name__, model.encoder.pooling, prompts, getattr(model, "options", None)]).encode()
+    )
+    for backbone in (model.encoder.backbone, getattr(model, "generator", None)):
+        for name, weight in backbone.model.state_dict().items() if backbone is not None else ():
+            some = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
+            digest.update(name.encode() + some.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,315 @@
+"""Experiments: a grid of trainings in the controlled world into one tidy table, cached cell by cell.
+
+A cell is a full configuration. Its results lie in the cache under a hash of that configuration and of the code that
+matters, so an interrupted grid continues and a changed setting reruns only its cells. Cells run side by side, one
+thread each. ``python -m laser_lab.lab.cells FILE.csv`` writes the table of methods over three seeds
+(figures/data/methods.csv), with ``--search`` that of learning rates on dev (figures/data/search.csv), and with
+``--search lame`` that of LaME's own settings on dev (figures/data/lame_search.csv).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from laser_lab.base.files import cache_dir, cached_build
+from laser_lab.base.stats import summarise
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
+from laser_lab.lab.provenance import code_version
+from laser_lab.methods import method_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from laser_lab.encoder import LatentRetriever
+
+HOPWORLD_SETTINGS: dict[str, Any] = dict(
+    lora=dict(r=16, lora_alpha=32),
+    learning_rate=2e-3,
+    max_steps=400,
+    per_device_train_batch_size=32,
+)
+"""Training in HopWorld, the same for every method (its learning rate is the best that ``--search`` found, on dev)."""
+
+READ_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training, read at every K from 1 to :data:`READ_STEPS` from one rollout.
+
+    Only the queries think longer or shorter than in training: the documents are an index that stays.
+    ``ndcg@10_same_k`` is the reading in which they think as long as the queries.
+    """
+
+    method: str
+    seed: int = 0
+    thinking_steps: int | None = None
+    """K in training; None: the method's own."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Over the method's row."""
+    world: dict[str, Any] = field(default_factory=dict)
+    """Over :class:`HopWorldConfig`'s defaults."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Over :data:`HOPWORLD_SETTINGS`."""
+    split: str = "test"
+
+    @property
+    def steps(self) -> int:
+        return self.thinking_steps or method_of(self.method, **self.changes).thinking_steps
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """All that the result depends on."""
+        method = method_of(self.method, **(self.changes | {"thinking_steps": self.steps}))
+        return asdict(self) | {
+            "method": method.as_dict(),
+            "thinking_steps": self.steps,
+            "changes": {},  # they are in the method
+            "world": asdict(HopWorldConfig(**self.world)),
+            "settings": HOPWORLD_SETTINGS | self.settings,
+        }
+
+    @property
+    def key(self) -> str:
+        text = json.dumps([self.configuration, READ_STEPS, code_version("laser_lab.lab.cells")], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def folder(self) -> Path:
+        """Where its results lie: ``per_query.csv``, ``cell.json`` and the trained ``model``."""
+        return cache_dir() / "experiments" / self.key
+
+    @property
+    def done(self) -> bool:
+        return self.folder.exists()
+
+    def load(self) -> LatentRetriever:
+        """The retriever that the cell trained."""
+        from laser_lab.loading import load
+
+        return load(self.folder / "model", device="cpu")
+
+    def frame(self) -> pd.DataFrame:
+        """A row per query and inference K, with the cell's settings in front."""
+        import pandas as pd
+
+        frame = pd.read_csv(self.folder / "per_query.csv", dtype={"query_id": str})
+        for at, (name, value) in enumerate(
+            {"method": self.method, "train_steps": self.steps, "seed": self.seed, **self.changes, **self.world}.items()
+        ):
+            frame.insert(at, name, value)
+        return frame
+
+
+def run_cell(cell: Cell) -> None:
+    """Train, read and record one cell, unless it is done; if another process is at it, wait for that one."""
+    cached_build(cell.folder, partial(_fill, cell))
+
+
+def _fill(cell: Cell, folder: Path) -> None:
+    import pandas as pd
+
+    from laser_lab.encoder import think
+    from laser_lab.evaluation import score_steps
+    from laser_lab.loading import load
+    from laser_lab.probing.vocabulary import fed_back, nearest_tokens
+    from laser_lab.training.run import train
+
+    world = HopWorld(HopWorldConfig(**cell.world))
+    task, compositions = world.task(cell.split), getattr(world, cell.split)
+    started = time.perf_counter()
+    settings = HOPWORLD_SETTINGS | cell.settings
+    quiet = dict(save_strategy="no", disable_tqdm=True, logging_steps=max(1, settings["max_steps"] // 20))
+    model = train(
+        load(pretrained(world.config), device="cpu"),
+        world.dataset("train"),
+        method_of(cell.method, **cell.changes),
+        thinking_steps=cell.steps,
+        output_dir=folder / "run",
+        seed=cell.seed,
+        **(quiet | settings),
+    )
+    seconds = time.perf_counter() - started
+    (folder / "run" / "final").rename(folder / "model")
+    shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
+    longest = model.encoder.max_steps or max(READ_STEPS, cell.steps)
+    options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
+    queries = think(model, list(task.queries.values()), prompt_name="query", **options)
+    documents = think(model, list(task.corpus.values()), prompt_name="document", **options)
+    scores = score_steps(queries, documents, task, cell.steps)
+    scores["ndcg@10_same_k"] = score_steps(queries, documents, task)["ndcg@10"]
+    # does the soft token of step k name the k-th bridge entity?
+    thoughts = fed_back(model, queries.texts, longest, prompt_name="query", batch_size=128)
+    tokens = nearest_tokens(model, thoughts, top=1)
+    named = tokens.pivot(index="text", columns="step", values="token").to_numpy()
+    bridges = np.array([composition.bridges for composition in compositions], dtype=object)
+    hits = pd.DataFrame({"query_id": list(task.queries)})
+    for hop in range(min(bridges.shape[1], longest)):
+        hits[f"step{hop + 1}_names_bridge"] = (named[:, hop] == bridges[:, hop]).astype(int)
+    scores.merge(hits, on="query_id").to_csv(folder / "per_query.csv", index=False)
+    record = {"configuration": cell.configuration, "seconds": round(seconds, 1), "history": model.history}
+    (folder / "cell.json").write_text(json.dumps(record, indent=1))
+
+
+def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar: bool = True) -> pd.DataFrame:
+    """Run what is not cached and return the whole table: a row per cell, query and inference K.
+
+    Args:
+        workers: Cells at a time, each a process with one thread (joblib); default: a process per core. 0 runs them
+            here.
+
+    Raises:
+        RuntimeError: A cell failed; the others are done.
+    """
+    import pandas as pd
+    from joblib import Parallel, delayed, parallel_config
+    from tqdm.auto import tqdm
+
+    cells = list(cells)
+    waiting = sorted({cell.key: cell for cell in cells if not cell.done}.values(), key=lambda cell: -cell.steps)
+    configs = dict.fromkeys(HopWorldConfig(**cell.world) for cell in waiting)
+    worlds = [config for config in configs if not config.folder.exists()]
+    if len(worlds) == 1:  # here, where its own bar is seen
+        pretrained(worlds.pop())
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    failed = []
+    for name, function, items, done in (
+        ("Language models", pretrained, worlds, 0),
+        ("Cells", run_cell, waiting, len(cells) - len(waiting)),
+    ):
+        with (
+            tqdm(total=done + len(items), initial=done, desc=name, disable=not (show_progress_bar and items)) as bar,
+            # one thread each: the matrices are small, and threads that wait for each other cost more than they give
+            parallel_config(backend="loky", inner_max_num_threads=1) if workers else nullcontext(),
+        ):
+            jobs = Parallel(n_jobs=workers or 1, return_as="generator_unordered")
+            for error in jobs(delayed(_quietly)(function, item, cache_dir()) for item in items):
+                failed += [error] if error else []
+                bar.update()
+    if failed:
+        raise RuntimeError("; ".join(failed))
+    return pd.concat([cell.frame() for cell in cells], ignore_index=True)
+
+
+def _quietly(function: Callable[[Any], Any], item: Any, cache: Path) -> str | None:
+    """Call without what it prints; what went wrong, if anything did, so that the others go on."""
+    os.environ["LASER_LAB_CACHE"] = str(cache)  # workers are kept, with the environment that they started in
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        try:
+            function(item)
+        except Exception as error:
+            return f"{item} failed: {error!r}"
+    return None
+
+
+SYSTEMS = (("basic", 1), ("latent", 3), ("gircse", 3), ("gircse", 2), ("laser", 3), ("laser", 2))
+"""Method and K in training of the table over seeds."""
+
+LEARNING_RATES = (1e-3, 1.5e-3, 2e-3)
+
+LAME_WORLD = dict(hops=1, seed=1, dev=100, test=20)
+"""Where LaME is searched: one hop, which one pass has the layers for, in a world whose facts are tested nowhere."""
+
+LAME_START = dict(
+    thinking_steps=3,
+    learning_rate=HOPWORLD_SETTINGS["learning_rate"],
+    start_word="think",
+    bottleneck_warmup=0.25,
+    reconstruction=1.0,
+    diversity=0.1,
+)
+LAME_SEARCH: dict[str, tuple[Any, ...]] = dict(
+    start_word=("</s>", ""),
+    learning_rate=LEARNING_RATES[:-1],
+    bottleneck_warmup=(0.0, 0.1, 0.5),
+    reconstruction=(0.0, 0.1),
+    diversity=(0.0, 1.0),
+    thinking_steps=(1, 8),
+)
+"""Values tried for one setting at a time, the others as in :data:`LAME_START`."""
+
+
+def lame_search(seeds: int, workers: int | None = None) -> pd.DataFrame:
+    """nDCG@10 on dev of LaME with each setting of :data:`LAME_SEARCH`, and of the last-token retriever: a row each."""
+    import pandas as pd
+
+    tried = [LAME_START, *(LAME_START | {name: value} for name, values in LAME_SEARCH.items() for value in values)]
+    rows = [{"method": "lame"} | settings for settings in tried]
+    rows += [{"method": "basic", "thinking_steps": 1, "learning_rate": rate} for rate in LEARNING_RATES]
+    cells = {}
+    for at, row in enumerate(rows):
+        changes = {name: value for name, value in row.items() if name not in ("method", "learning_rate")}
+        steps, settings = changes.pop("thinking_steps"), {"learning_rate": row["learning_rate"]}
+        for seed in range(seeds):
+            cells[at, seed] = Cell(row["method"], seed, steps, changes, LAME_WORLD, settings, split="dev")
+    run(cells.values(), workers=workers)
+    frames = [cell.frame().assign(seed=seed, row=at) for (at, seed), cell in cells.items()]  # the world has a seed too
+    frame = pd.concat(frames)
+    found = summarise(frame[frame["train_steps"] == frame["thinking_steps"]], ["row"])
+    return pd.DataFrame(rows).join(found.set_index("row"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The table of the trained methods in HopWorld at 3 hops, over seeds; or the search for its learning rate."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("file", help="CSV to write")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument(
+        "--search",
+        nargs="?",
+        const="systems",
+        choices=("systems", "lame"),
+        help="read on dev: every system at every learning rate, or LaME with other settings",
+    )
+    options = parser.parse_args(arguments)
+    if options.search == "lame":
+        return _write(lame_search(options.seeds, options.workers), options.file)
+    split, rates = ("dev", LEARNING_RATES) if options.search else ("test", (HOPWORLD_SETTINGS["learning_rate"],))
+    import pandas as pd
+
+    frames = []
+    for rate in rates:
+        settings = {"learning_rate": rate}
+        cells = [Cell(m, seed, k, settings=settings, split=split) for m, k in SYSTEMS for seed in range(options.seeds)]
+        frames.append(run(cells, workers=options.workers).assign(learning_rate=rate))
+    frame = pd.concat(frames, ignore_index=True)
+    by = ["method", "train_steps", "thinking_steps"]
+    if options.search:
+        frame, by = frame[frame["train_steps"] == frame["thinking_steps"]], ["method", "train_steps", "learning_rate"]
+    table = summarise(frame, by)
+    bridges = [name for name in frame if name.endswith("_names_bridge")]
+    table = table.merge(frame.groupby(by, as_index=False)[bridges].mean(), on=by)
+    per_seed = frame.groupby([*by, "seed"])["ndcg@10"].mean().unstack("seed")
+    per_seed.columns = [f"seed{seed}" for seed in per_seed.columns]
+    table = table.merge(per_seed.reset_index(), on=by)
+    return _write(table, options.file)
+
+
+def _write(table: pd.DataFrame, file: str) -> int:
+    temporary = Path(f"{file}.part")
+    table.to_csv(temporary, index=False, float_format="%.6g")
+    temporary.replace(file)
+    print(table.round(3).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    from laser_lab.lab import cells  # workers find functions by the module's name, which is not __main__
+
+    sys.exit(cells.main())

@@ -1,0 +1,183 @@
+"""Run the notebooks: ``python -m laser_lab.lab.notebooks`` (what ``make figures`` calls).
+
+Each notebook is executed by papermill, in order and in place, with the parameters of a preset. An executed notebook
+replaces the old one only when it ran to its end; ``figures/data/manifest.json`` then says which files it wrote, under
+which configuration. As ``make`` would, a run of all skips the notebooks that this machine has already run as they and
+the library stand, and whose outputs are unchanged; one that is named runs in any case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from laser_lab.base.files import cache_dir, missing_extra
+from laser_lab.data.hopworld import HopWorldConfig
+
+PACKAGE = Path(__file__).resolve().parent
+FOLDER = PACKAGE.parent / "notebooks"
+FIGURES = FOLDER.parent / "figures"
+MANIFEST = FIGURES / "data" / "manifest.json"
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "full": {"SEEDS": [0, 1, 2, 3, 4], "TRAIN_STEPS": [1, 2, 3, 4, 5, 6, 7, 8], "HOPS": [2, 3, 4]},
+}
+"""Values for the parameters that a notebook has, by name; ``default`` is what stands in the notebooks."""
+
+
+def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **parameters: Any) -> None:
+    """Execute `notebook` in its own folder and write it to `output`, free of machine-specific metadata.
+
+    Args:
+        parameters: Over those of the notebook's cell tagged ``parameters``; names that it lacks are left out.
+
+    Raises:
+        papermill.PapermillExecutionError: A cell failed; `output` is left as it was.
+    """
+    try:
+        import nbformat
+        import papermill
+    except ImportError as error:
+        raise missing_extra("papermill", "lab") from error
+    notebook, output = Path(notebook), Path(output)
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' too: an executed notebook would keep their ruins
+    handle, name = tempfile.mkstemp(suffix=".ipynb", prefix=".", dir=output.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        nbformat.write(_as_written(notebook), temporary)
+        if parameters:
+            known = papermill.inspect_notebook(temporary)
+            parameters = {name: value for name, value in parameters.items() if name in known}
+        papermill.execute_notebook(
+            temporary, temporary, parameters=parameters, cwd=notebook.parent, kernel_name="python3", progress_bar=False
+        )
+        executed = nbformat.read(temporary, as_version=4)
+        executed.metadata.pop("papermill", None)
+        # what ran by default is the parameter cell itself; injected values are shown where there are some
+        for cell in executed.cells:
+            cell.metadata.pop("papermill", None)
+            cell.metadata.pop("execution", None)
+            if cell.cell_type == "code":  # warnings and progress bars name paths and machines
+                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+        nbformat.write(executed, temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _as_written(notebook: Path) -> Any:
+    """The notebook without what a preset injected into it."""
+    import nbformat
+
+    content = nbformat.read(notebook, as_version=4)
+    content.cells = [cell for cell in content.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
+    return content
+
+
+def configuration(notebook: str | os.PathLike[str]) -> str:
+    """A hash of a notebook's code, parameters included: what its figures were made by."""
+    import nbformat
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def written_by(notebook: Path) -> list[Path]:
+    """The files under ``figures/`` that are a notebook's: their names start with its number."""
+    return sorted(file for file in FIGURES.rglob(f"{notebook.name[:3]}*") if file.is_file())
+
+
+def _digests(notebook: Path) -> dict[str, str]:
+    return {file.relative_to(FIGURES).as_posix(): digest(file) for file in written_by(notebook)}
+
+
+def _record(notebook: Path, started: float, preset: str) -> None:
+    """Note what `notebook` has just written, and remove what an earlier version of it wrote."""
+    for file in written_by(notebook):
+        if file.stat().st_mtime < started:
+            file.unlink()
+    manifest = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+    manifest[notebook.stem] = {
+        "configuration": configuration(notebook),
+        "preset": preset,
+        "files": _digests(notebook),
+    }
+    _write(MANIFEST, dict(sorted(manifest.items())))
+
+
+def _write(file: Path, content: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".part")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(file)
+
+
+def _stamp(notebook: Path, preset: str) -> Path:
+    """Where it is noted that this machine has run `notebook`, by all that its outputs depend on: its code as it
+    stands, the values of the preset, the library and its versions, and the records of long runs beside the figures."""
+    code = [cell.source for cell in _as_written(notebook).cells if cell.cell_type == "code"]
+    read = [file for folder in (PACKAGE, FIGURES / "data") for file in sorted(folder.rglob("*")) if file.is_file()]
+    read = [file for file in read if not (file.suffix == ".pyc" or file == MANIFEST or file.name[0].isdigit())]
+    versions = {name: version(name) for name in ("torch", "transformers", "peft", "sentence-transformers")}
+    text = json.dumps([code, PRESETS[preset], [*map(digest, read)], versions], sort_keys=True)
+    return cache_dir() / "notebooks" / f"{notebook.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def _outputs(notebook: Path) -> dict[str, str]:
+    """The executed notebook and what it wrote, with their digests."""
+    return {notebook.name: digest(notebook)} | _digests(notebook)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help="notebooks to run, by the start of their names; default: all whose figures this machine has not made yet",
+    )
+    parser.add_argument("--preset", choices=PRESETS, default="default")
+    options = parser.parse_args(arguments)
+    notebooks = sorted(FOLDER.glob("[0-9]*.ipynb"))
+    chosen = [n for n in notebooks if not options.names or n.name.startswith(tuple(options.names))]
+    if not chosen:
+        parser.error(
+            f"no notebook starts with {', '.join(options.names)}; there are {', '.join(n.stem for n in notebooks)}"
+        )
+    if len(chosen) > 1 and not HopWorldConfig().folder.exists():
+        # most of them need the default world's language model: one thread trains it while the first ones run
+        command = "from laser_lab.data.hopworld import pretrained; pretrained()"
+        subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
+    for notebook in chosen:
+        start = time.time()
+        print(f"{notebook.stem} ...", end=" ", flush=True)
+        stamp = _stamp(notebook, options.preset)  # before: what is edited meanwhile is not what ran
+        if not options.names and stamp.exists() and json.loads(stamp.read_text()) == _outputs(notebook):
+            print("up to date")
+            continue
+        run(notebook, notebook, **PRESETS[options.preset])
+        _record(notebook, start, options.preset)
+        _write(stamp, _outputs(notebook))
+        print(f"{time.time() - start:.0f} s", flush=True)
+    print(f"figures are in {FIGURES}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""Which source a result depends on: the import graph of the package, and a hash over what a module can reach.
+
+Imports inside functions count, those for type checking alone do not.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    """Every module of a package by its full name; a folder's ``__init__`` has the folder's name."""
+    found = {}
+    for file in sorted(package.rglob("*.py")):
+        parts = file.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def imports(name: str, package: Path = PACKAGE) -> set[str]:
+    """The modules of the package that module `name` imports anywhere. That Python also runs the ``__init__`` of the
+    folders above them is left out: a package's front door names everything."""
+    known = modules(package)
+    found = set()
+    for node in _nodes(ast.parse(known[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            whole = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {full if full in known else node.module for full in whole.values()}
+    return found & known.keys() - {name}
+
+
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING``."""
+    waiting = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.orelse
+            continue
+        yield node
+        waiting += ast.iter_child_nodes(node)
+
+
+def reachable(*names: str, package: Path = PACKAGE) -> list[str]:
+    """The modules `names` and all that they import, directly or not, sorted."""
+    found, waiting = set(), list(names)
+    while waiting:
+        if (name := waiting.pop()) not in found:
+            found.add(name)
+            waiting += imports(name, package)
+    return sorted(found)
+
+
+@cache
+def code_version(*names: str, package: Path = PACKAGE) -> str:
+    """A hash of the source of :func:`reachable` modules; comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for name in reachable(*names, package=package):
+        tree = ast.parse(modules(package)[name].read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list):
+                node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+        digest.update(name.encode() + ast.dump(tree).encode())
+    return digest.hexdigest()

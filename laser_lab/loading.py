@@ -1,0 +1,76 @@
+"""load: any source to a retriever."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from sentence_transformers.base.modules import InputModule
+
+from laser_lab.base.inputs import check_steps
+from laser_lab.encoder import LatentEncoder, LatentRetriever
+from laser_lab.lame import ReasonEncoder
+from laser_lab.weights import CONFIG_FILE, resolve
+
+WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
+
+
+def query_prompt(task: str = WEB_SEARCH) -> str:
+    """The query prompt of the published checkpoints for a task described in one sentence. Documents have none."""
+    return f"Instruct: {task}\nQuery: "
+
+
+def load(
+    name: str | os.PathLike[str] = "gemma-3-270m",
+    *,
+    thinking_steps: int | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    max_length: int | None = None,
+    prompts: dict[str, str] | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    **model_kwargs: Any,
+) -> LatentRetriever:
+    """Load a retriever that thinks.
+
+    Args:
+        name: A hub id (``"Alibaba-NLP/LaSER-Qwen3-0.6B"``), a folder that ``save_pretrained`` wrote, any causal LM
+            folder, a GGUF file, or a built-in name (``"gemma-3-270m"``).
+        thinking_steps: K. Default: what the folder says, else 3. ``1`` is the basic last-token retriever.
+        adapter: A PEFT adapter on top of `name`.
+        device: Default: an accelerator if there is one.
+        dtype: Default: float32 on the CPU, the checkpoint's own elsewhere.
+        max_length: Tokens of the longest text, prompt included. Default: what the folder says, else 512.
+        prompts: Default: what the folder says, else the published checkpoints' (an instruction for queries).
+        trust_remote_code: For model code on the hub; off unless asked for.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as :func:`laser_lab.weights.load_backbone`.
+    """
+    if thinking_steps is not None:
+        check_steps(thinking_steps)
+    encoder = _encoder_class(adapter or name).load(
+        os.fspath(name),
+        thinking_steps=thinking_steps,
+        max_length=max_length,
+        adapter=None if adapter is None else os.fspath(adapter),
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        revision=revision,
+        model_kwargs=model_kwargs,
+    )
+    if prompts is None:
+        saved = InputModule.load_config(resolve(adapter or name), config_filename="config_sentence_transformers.json")
+        prompts = saved.get("prompts") or {"query": query_prompt(), "document": ""}
+    device = encoder.backbone.embedding_table.device
+    return LatentRetriever(modules=[encoder], device=str(device), prompts=prompts, similarity_fn_name="cosine")
+
+
+def _encoder_class(source: str | os.PathLike[str]) -> type[LatentEncoder]:
+    """The class of the encoder that wrote a folder; where none did, the one that feeds soft tokens back."""
+    saved = InputModule.load_config(resolve(source), config_filename=CONFIG_FILE)
+    return ReasonEncoder if "reason_tokens" in saved else LatentEncoder

@@ -1,0 +1,5 @@
+import sys
+
+from laser_lab.training.run import main
+
+sys.exit(main())

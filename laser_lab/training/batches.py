@@ -1,0 +1,113 @@
+"""Batches: training rows to pairs with negatives, and pairs to the model's features."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from laser_lab.data.readers import COLUMNS
+from laser_lab.encoder import LatentRetriever
+from laser_lab.explicit import EXPLICIT_MAX_LENGTH, explicit_features
+from laser_lab.methods import Method
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def training_pairs(dataset: Dataset, hard_negatives: int = 1, seed: int = 0) -> Dataset:
+    """One row per (query, positive), with `hard_negatives` of the query's negatives drawn by `seed`.
+
+    Every row has the same number of negatives: where a query has too few, other rows' positives stand in (as random
+    negatives), so that batches are rectangular and equal on every device.
+
+    Raises:
+        ValueError: Columns are missing, or there is nothing to train on.
+    """
+    from datasets import Dataset, Features
+
+    if missing := [name for name in COLUMNS if name not in dataset.column_names]:
+        raise ValueError(
+            f"the training data lacks {', '.join(missing)}: read it with laser_lab.data.readers.read_dataset"
+        )
+    if not len(dataset):
+        raise ValueError("the training data is empty")
+    rng = random.Random(seed)
+    every = [(i, text) for row in dataset for i, text in zip(row["positive_ids"], row["positives"])]
+    rows = []
+    for row in dataset:
+        for doc_id, text in zip(row["positive_ids"], row["positives"]):
+            candidates = list(zip(row["negative_ids"], row["negatives"]))
+            drawn = rng.sample(candidates, min(hard_negatives, len(candidates)))
+            while len(drawn) < hard_negatives:
+                drawn.append(rng.choice(every))
+            rows.append(
+                {
+                    "id": row["id"],
+                    "query": row["query"],
+                    "reasoning": row["reasoning"],
+                    "documents": [text, *(t for _, t in drawn)],
+                    "document_ids": [doc_id, *(i for i, _ in drawn)],
+                    "positive_ids": row["positive_ids"],
+                }
+            )
+    kinds = dataset.features  # texts, or images, which only their own type can hold
+    schema = {name: kinds[name] for name in ("id", "query", "reasoning", "positive_ids")}
+    schema |= {"documents": kinds["positives"], "document_ids": kinds["positive_ids"]}
+    return Dataset.from_list(rows, features=Features(schema))
+
+
+def _key(doc_id: str) -> int:
+    """A document id as an integer that is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(doc_id.encode(), digest_size=7).digest(), "big")
+
+
+class Collator:
+    """Rows of :func:`training_pairs` to the model's features: ``query_*``, ``document_*`` and ``explicit_*``.
+
+    The documents of a batch are N = B·(1+n), positives first, then the negatives, with their ``keys`` (N,). One that
+    stands there more than once is encoded once: the features are those of the U different ones, and ``rows`` (N,) says
+    which of them each is.
+    """
+
+    valid_label_columns: tuple[str, ...] = ()
+
+    def __init__(self, model: LatentRetriever, method: Method, explicit_max_length: int = EXPLICIT_MAX_LENGTH) -> None:
+        self.encoder = model.encoder
+        self.query_prompt = model.prompts.get("query") or ""
+        self.document_prompt = model.prompts.get("document") or ""
+        self.method = method
+        self.explicit_max_length = explicit_max_length
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
+        ordered = list(zip(*(zip(row["document_ids"], row["documents"]) for row in rows)))
+        documents = [pair for column in ordered for pair in column]
+        different = dict(documents)
+        position = {doc_id: row for row, doc_id in enumerate(different)}
+        parts = {
+            "query": self.encoder.preprocess([row["query"] for row in rows], prompt=self.query_prompt),
+            "document": self.encoder.preprocess(list(different.values()), prompt=self.document_prompt),
+        }
+        keys = [[_key(i) for i in row["positive_ids"]] for row in rows]
+        width = max(map(len, keys))
+        parts["query"]["positive_keys"] = torch.tensor([row + row[:1] * (width - len(row)) for row in keys])
+        parts["document"]["keys"] = torch.tensor([_key(i) for i, _ in documents])
+        parts["document"]["rows"] = torch.tensor([position[i] for i, _ in documents])
+        if self.method.needs_reasoning:
+            parts["explicit"] = explicit_features(
+                self.encoder,
+                [row["query"] for row in rows],
+                [row["reasoning"] for row in rows],
+                prompt=self.query_prompt,
+                steps=self.method.thinking_steps,
+                rule=self.method.downsampling,
+                max_length=self.explicit_max_length,
+            )
+        batch: dict[str, Any] = {
+            f"{part}_{key}": value for part, keyed in parts.items() for key, value in keyed.items()
+        }
+        batch["ids"] = [row["id"] for row in rows]
+        return batch

@@ -1,0 +1,242 @@
+"""Training: dual-view self-distillation and its comparators, on the SentenceTransformer trainer.
+
+One loss composes the objectives that a row of :data:`laser_lab.methods.METHODS` asks for. The loop, mixed precision,
+accumulation, logging and several processes are the Trainer's and Accelerate's. From a shell, on any number of
+processes: ``accelerate launch -m laser_lab.training CONFIG.yaml``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers import SentenceTransformerTrainingArguments
+
+from laser_lab.base.files import atomic_folder
+from laser_lab.data.readers import COLUMNS, RetrievalTask
+from laser_lab.encoder import LatentRetriever
+from laser_lab.explicit import EXPLICIT_MAX_LENGTH
+from laser_lab.lame import ReasonEncoder, take_up
+from laser_lab.loading import load
+from laser_lab.methods import Method, ReasonMethod, method_of
+from laser_lab.training.batches import Collator, training_pairs
+from laser_lab.training.objectives import BottleneckLoss, DualViewLoss
+from laser_lab.training.trainer import LatentTrainer, StepEvaluator, last_checkpoint
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+LORA = dict(r=64, lora_alpha=32, target_modules="all-linear")  # LaSER, appendix
+RUN_CARD = "run_card.json"
+
+
+def train(
+    model: LatentRetriever | str,
+    dataset: Dataset,
+    method: str | Method = "laser",
+    *,
+    output_dir: str | os.PathLike[str],
+    dev: RetrievalTask | None = None,
+    lora: dict[str, Any] | bool = True,
+    hard_negatives: int = 1,
+    explicit_max_length: int = EXPLICIT_MAX_LENGTH,
+    seed: int = 0,
+    resume: bool = False,
+    thinking_steps: int | None = None,
+    **arguments: Any,
+) -> LatentRetriever:
+    """Train a retriever by one method and save it to ``output_dir/final``, which :func:`laser_lab.load` reads.
+
+    Args:
+        model: A retriever, or what :func:`laser_lab.load` takes. It is trained in place.
+        dataset: In the schema of :data:`laser_lab.data.readers.COLUMNS`. LaME on a vision-language backbone also takes
+            images: ``query``, ``positives`` and ``negatives`` may hold ``{"text": ..., "image": ...}``.
+        method: A row of :data:`laser_lab.METHODS` by name, or a :class:`laser_lab.methods.Method`.
+        dev: Held-out task. With it, quality is measured at every evaluation and the best checkpoint by nDCG@10 is
+            what is returned; without it, the last one is.
+        lora: Settings of ``peft.LoraConfig`` over the paper's (r=64, alpha=32, all linear layers); True for the
+            paper's; False for full fine-tuning. A model that has an adapter keeps it.
+        hard_negatives: n, per query.
+        resume: Continue from the last whole checkpoint in `output_dir`, to the result an unbroken run would have had.
+        thinking_steps: K, over the method's own.
+        arguments: Of ``SentenceTransformerTrainingArguments`` (``max_steps``, ``per_device_train_batch_size``,
+            ``learning_rate``, ``gradient_accumulation_steps``, ``gradient_checkpointing``, ``report_to``, ...).
+            Defaults are the paper's: one epoch, AdamW at 1e-4, linear warm-up over a tenth of the steps.
+
+    Returns:
+        The trained retriever; its K and pooling are the method's.
+
+    Raises:
+        ValueError: The method does not exist, needs reasoning that the data lacks, or the data is empty.
+        FileExistsError: `output_dir` holds a run and `resume` is off.
+        NonFiniteLoss: A loss term is NaN or infinite; the message names step, term and batch ids.
+    """
+    method = method_of(method, **({} if thinking_steps is None else {"thinking_steps": thinking_steps}))
+    output_dir = Path(output_dir)
+    pairs = training_pairs(dataset, hard_negatives, seed)
+    if method.needs_reasoning and not any(pairs["reasoning"]):
+        raise ValueError("this method distils from the explicit view, but the data has no reasoning")
+    if not resume and output_dir.exists() and any(output_dir.iterdir()):
+        raise FileExistsError(f"{output_dir} holds a run: pass resume=True to continue it, or choose another folder")
+    # A loss or an evaluation never decides what the weights start from: everything random follows from the seed.
+    from transformers import set_seed
+
+    set_seed(seed)
+    if not isinstance(model, LatentRetriever):
+        model = load(model)
+    one_pass = isinstance(method, ReasonMethod)
+    if one_pass:
+        take_up(model, method)
+    elif isinstance(model.encoder, ReasonEncoder):
+        raise ValueError("a model with reason tokens is trained by a method with them, such as 'lame'")
+    encoder = model.encoder
+    encoder.thinking_steps, encoder.pooling = method.thinking_steps, method.pooling
+    if lora is not False and not hasattr(encoder.backbone.model, "peft_config"):
+        add_lora(model, {} if lora is True else dict(lora))
+    settings: dict[str, Any] = dict(
+        num_train_epochs=1,
+        per_device_train_batch_size=8,
+        learning_rate=1e-4,
+        lr_scheduler_type="linear",
+        warmup_steps=0.1,
+        logging_steps=10,
+        save_strategy="steps",
+        save_steps=0.25,
+        save_total_limit=2,
+        report_to="none",
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    if dev is not None:
+        settings |= dict(
+            eval_strategy=settings["save_strategy"],
+            eval_steps=arguments.get("save_steps", settings["save_steps"]),
+            load_best_model_at_end=True,
+            metric_for_best_model="eval_ndcg@10",
+            greater_is_better=True,
+        )
+    settings |= arguments
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(output_dir), seed=seed, data_seed=seed, remove_unused_columns=False, **settings
+    )
+    args.logging_nan_inf_filter = False
+    trainer = LatentTrainer(
+        model=model,
+        args=args,
+        train_dataset=pairs,
+        loss=(BottleneckLoss if one_pass else DualViewLoss)(model, method),
+        evaluator=None if dev is None else StepEvaluator(dev, method.thinking_steps),
+        data_collator=Collator(model, method, explicit_max_length),
+    )
+    checkpoint = last_checkpoint(output_dir) if resume else None
+    started = time.time()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model.eval()
+    if trainer.is_world_process_zero():
+        card = run_card(trainer, method, dataset, settings, seed, time.time() - started, checkpoint)
+        final = output_dir / "final"
+        import shutil
+
+        shutil.rmtree(final, ignore_errors=True)
+        with atomic_folder(final) as temporary:
+            model.save_pretrained(str(temporary))
+            (temporary / RUN_CARD).write_text(json.dumps(card, indent=2, sort_keys=True))
+    model.history = trainer.state.log_history
+    return model
+
+
+def add_lora(model: LatentRetriever, changes: dict[str, Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    backbone = model.encoder.backbone
+    config = LoraConfig(**(LORA | {"task_type": "CAUSAL_LM"} | changes))
+    backbone.model = get_peft_model(backbone.model, config)
+
+
+def run_card(
+    trainer: LatentTrainer,
+    method: Method,
+    dataset: Dataset,
+    settings: dict[str, Any],
+    seed: int,
+    seconds: float,
+    resumed_from: Path | None,
+) -> dict[str, Any]:
+    """What is needed to know, and to repeat, a run: saved beside its weights."""
+    state = trainer.state
+    return {
+        "method": method.as_dict(),
+        "settings": {key: value for key, value in settings.items() if isinstance(value, (str, int, float, bool))},
+        "seed": seed,
+        "base": trainer.model.encoder.base,
+        "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "dataset": {"rows": len(dataset), "fingerprint": fingerprint(dataset)},
+        "steps": state.global_step,
+        "best": {"ndcg@10": state.best_metric, "step": state.best_global_step},
+        "seconds": round(seconds, 1),
+        "resumed_from_step": None if resumed_from is None else int(resumed_from.name.rsplit("-", 1)[1]),
+        "processes": trainer.args.world_size,
+        "device": str(trainer.args.device),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("laser_lab", "torch", "transformers", "sentence-transformers", "peft")},
+        },
+        "history": state.log_history,
+    }
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """A hash of the dataset's rows, the same wherever they were read from."""
+    digest = hashlib.sha256()
+    for row in dataset:
+        kept = {name: row[name] for name in COLUMNS}
+        digest.update(json.dumps(kept, sort_keys=True, default=lambda image: image.tobytes().hex()).encode())
+    return digest.hexdigest()[:16]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``accelerate launch -m laser_lab.training CONFIG.yaml``: the arguments of :func:`train`, from a file.
+
+    ``model`` and ``dataset`` are what :func:`laser_lab.load` and :func:`laser_lab.data.readers.read_dataset` take
+    (``hopworld`` too); ``dev`` is a folder or True for the ``dev`` split of `dataset`.
+    """
+    import yaml
+
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if len(arguments) != 1 or not os.path.isfile(arguments[0]):
+        print("usage: accelerate launch -m laser_lab.training CONFIG.yaml", file=sys.stderr)
+        return 2
+    with open(arguments[0], encoding="utf-8") as file:
+        config = yaml.safe_load(file)
+    if not isinstance(config, dict) or not {"model", "dataset", "output_dir"} <= config.keys():
+        print(f"{arguments[0]} must name at least model, dataset and output_dir", file=sys.stderr)
+        return 2
+    from laser_lab.data.readers import read_dataset, read_task
+
+    source, dev = config.pop("dataset"), config.pop("dev", None)
+    if source == "hopworld":
+        from laser_lab.data.hopworld import HopWorld
+
+        world = HopWorld()
+        data, task = world.dataset("train"), world.task("dev") if dev else None
+    else:
+        data = read_dataset(source)
+        task = read_task(source if dev is True else dev) if dev else None
+    trained = train(config.pop("model"), data, dev=task, **config)
+    print(json.dumps({"output": str(Path(config["output_dir"]) / "final"), "log": trained.history[-1]}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

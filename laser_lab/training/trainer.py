@@ -1,0 +1,147 @@
+"""The trainer: the SentenceTransformer trainer with whole checkpoints, stages and a stop at the first bad loss."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from torch import Tensor, nn
+
+from laser_lab.base.files import atomic_folder
+from laser_lab.base.kernels import linear
+from laser_lab.data.readers import RetrievalTask
+from laser_lab.encoder import LatentRetriever, think
+from laser_lab.evaluation import score_steps
+from laser_lab.loading import load
+from laser_lab.training.objectives import DualViewLoss
+
+logger = logging.getLogger(__name__)
+
+FOLDED = 2**16  # weights of the largest LoRA layer whose products are cheaper than its calls
+COMPLETE = "complete"  # written last into a checkpoint: without it, the checkpoint is half
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss term became NaN or infinite; the last checkpoint is untouched."""
+
+
+class StepEvaluator(BaseEvaluator):
+    """Held-out quality of the pooled embedding and of every step: ``ndcg@10``, ``ndcg@10_step1``, ..."""
+
+    def __init__(self, task: RetrievalTask, thinking_steps: int, batch_size: int = 64) -> None:
+        super().__init__()
+        self.task, self.thinking_steps, self.batch_size = task, thinking_steps, batch_size
+        self.primary_metric = "ndcg@10"
+
+    def __call__(self, model: LatentRetriever, output_path: str | None = None, epoch: int = -1, steps: int = -1):
+        options: dict[str, Any] = dict(thinking_steps=self.thinking_steps, batch_size=self.batch_size)
+        queries = think(model, list(self.task.queries.values()), prompt_name="query", **options)
+        documents = think(model, list(self.task.corpus.values()), prompt_name="document", **options)
+        means = score_steps(queries, documents, self.task).groupby("thinking_steps")["ndcg@10"].mean()
+        metrics = {f"ndcg@10_step{step}": float(value) for step, value in means.items()}
+        return {"ndcg@10": float(means.iloc[-1])} | metrics
+
+
+class LatentTrainer(SentenceTransformerTrainer):
+    """The SentenceTransformer trainer, plus: whole checkpoints only, a stop at the first non-finite loss, the schedule
+    of the distillation, and the frozen teacher of ``teacher_first``."""
+
+    def validate_column_names(self, dataset: Any, dataset_name: str | None = None) -> None:
+        """The collator reads ids and lists; nothing is trained on by column order."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        self._batch_ids = inputs.pop("ids", [])
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """A step; the gradients of a backbone that is frozen at this point of the training are dropped. Its parameters
+        stay known to the optimizer and to other processes, so the stages can change in the middle of a run."""
+        loss: DualViewLoss = self.loss
+        loss.progress = self.state.global_step / max(1, self.state.max_steps)
+        if loss.method.teacher_first and not loss.explicit_only and loss.teacher is None:
+            loss.teacher = self._frozen_teacher()
+        backbone = self.accelerator.unwrap_model(self.model).encoder.backbone
+        with folded(backbone):
+            value = super().training_step(*args, **kwargs)
+        if getattr(loss, "backbone_frozen", False):
+            for parameter in backbone.parameters():
+                parameter.grad = None
+        return value
+
+    def track_loss_components(self, loss: dict[str, Tensor]) -> None:
+        bad = [name for name, value in loss.items() if not torch.isfinite(value)]
+        if bad:
+            raise NonFiniteLoss(
+                f"the loss term {', '.join(bad)} is not finite at step {self.state.global_step} "
+                f"(batch ids {list(self._batch_ids)}); the last whole checkpoint in {self.args.output_dir} is untouched"
+            )
+        super().track_loss_components(loss)
+
+    def _frozen_teacher(self) -> nn.Module:
+        """A copy of the model as it is when its explicit view is trained; kept on disk for a resumed run."""
+        folder = Path(self.args.output_dir) / "teacher"
+        if folder.exists():
+            teacher: nn.Module = load(folder, device=self.args.device)
+        else:
+            teacher = copy.deepcopy(self.accelerator.unwrap_model(self.model))
+            if self.args.should_save:
+                with atomic_folder(folder) as temporary:
+                    teacher.save_pretrained(str(temporary), create_model_card=False)
+        teacher.encoder.backbone.merge_adapter()
+        return teacher.eval().requires_grad_(False)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            (folder / COMPLETE).write_text(f"{self.state.global_step}\n")
+
+
+def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
+    """The newest checkpoint that was written to its end, or None. Half ones are removed."""
+    whole = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        if (folder / COMPLETE).exists():
+            whole.append(folder)
+        else:
+            logger.warning("removing the half-written %s", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+    return max(whole, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+
+
+@contextmanager
+def folded(model: nn.Module) -> Iterator[None]:
+    """Inside, every small LoRA layer is one product by W + s·B·A, which is built at the door: the same function and the
+    same gradients of A and B, up to rounding, in a third of the calls. A big layer stays as it is: its gradient by the
+    whole matrix would cost more than the calls."""
+    from peft.tuners.lora import Linear as LoraLinear
+
+    layers = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, LoraLinear)
+        and isinstance(layer.base_layer, nn.Linear)
+        and layer.base_layer.weight.numel() <= FOLDED
+        and layer.active_adapters == [*layer.lora_A]  # one, and it acts
+        and len(layer.lora_A) == 1
+        and not (layer.merged or layer.disable_adapters or layer.lora_variant)
+        and not any(getattr(dropout, "p", 0) for dropout in layer.lora_dropout.values())
+    ]
+    try:
+        for layer in layers:
+            weight = layer.base_layer.weight + layer.get_delta_weight(layer.active_adapters[0])
+            layer.forward = partial(linear, weight=weight, bias=layer.base_layer.bias)
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)

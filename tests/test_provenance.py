@@ -1,0 +1,42 @@
+"""What a result's key covers: the source that it can reach, and nothing else."""
+
+from laser_lab.lab.provenance import code_version, imports, modules, reachable
+
+
+def write(package, **files):
+    package.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (package / f"{name}.py").write_text(text)
+    code_version.cache_clear()
+
+
+def test_a_line_two_imports_away_makes_a_new_key(tmp_path):
+    package = tmp_path / "toy"
+    write(
+        package, __init__="", top="from toy import middle\n", middle="def f():\n    from toy.low import x\n", other=""
+    )
+    write(package, low="x = 1\n")
+    assert reachable("toy.top", package=package) == ["toy.low", "toy.middle", "toy.top"]
+    first = code_version("toy.top", package=package)
+    write(package, low="x = 2\n")
+    assert code_version("toy.top", package=package) != first
+    write(package, low="x = 1  # why\n", other="y = 3\n")
+    assert code_version("toy.top", package=package) == first, "comments and modules out of reach do not count"
+
+
+def test_imports_for_type_checking_do_not_count(tmp_path):
+    package = tmp_path / "toy"
+    text = (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from toy.low import x\nelse:\n    import toy.other\n"
+    )
+    write(package, __init__="", top=text, low="", other="")
+    assert imports("toy.top", package) == {"toy.other"}
+
+
+def test_the_keys_of_cells_and_rows_reach_what_they_read():
+    wanted = "data.readers data.hopworld vision thinking losses methods training.objectives".split()
+    for name, more in (("cells", "probing.vocabulary"), ("entailment", "rewriting")):
+        found = set(reachable(f"laser_lab.lab.{name}"))
+        assert {f"laser_lab.{part}" for part in (*wanted, more)} <= found, name
+        assert "laser_lab.explorer.explorer" not in found
+    assert "laser_lab" in modules()
