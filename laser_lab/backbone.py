@@ -118,28 +118,58 @@ class Backbone(nn.Module):
         return _finished(linear(states.to(weight.dtype), weight, bias), self._logit_multiplier, self._soft_cap)
 
     def soft_token(self, states: Tensor) -> Tensor:
-        """(B, D) states to (B, D) soft tokens, p·E with p = softmax(W h): LaSER, section 3.2; METHOD 1.
+        """(B, D) states to (B, D) soft tokens, p·E with p = softmax(W h) (LaSER, section 3.2)."""
+        return self.read_head(states)[0]
 
-        This is attention with the states as queries, the head W as keys and the embeddings E as values, its softmax
-        in float32. On the CPU, where nothing needs a gradient, it goes by blocks of the vocabulary, each with its own
-        softmax, weighed by their total probability in the end: a block of W and E passes through the processor's
-        cache once, and the B x V probabilities are never held.
+    def read_head(
+        self, states: Tensor, *, soft_token: bool = True, normaliser: bool = False
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(B, D) states to their (B, D) soft tokens and the (B,) log normalisers of their logits, as asked for.
+
+        A soft token is attention with the states as queries, the head W as keys and the embeddings E as values, its
+        softmax in float32. On the CPU, where nothing needs a gradient, it goes by blocks of the vocabulary, each with
+        its own softmax, weighed by their total probability in the end: a block of W and E passes through the
+        processor's cache once, and the B x V probabilities are never held.
         """
+        if not (soft_token or normaliser):
+            return None, None
         table = self.embedding_table
         if states.device.type != "cpu" or torch.is_grad_enabled():
-            mixed = linear(self.logits(states).softmax(-1).to(table.dtype), table.T)
-        else:
-            weight, bias = self.head.weight, getattr(self.head, "bias", None)
-            biases = repeat(None) if bias is None else bias.split(VOCABULARY_BLOCK)
-            multiplier, cap = self._logit_multiplier, self._soft_cap  # once: a config answers slowly
-            states, means, totals = states.to(weight.dtype), [], []
-            for keys, values, bias in zip(weight.split(VOCABULARY_BLOCK), table.split(VOCABULARY_BLOCK), biases):
-                logits = _finished(linear(states, keys, bias), multiplier, cap)
+            logits = self.logits(states)
+            total = logits.logsumexp(-1) if normaliser else None
+            mixed = linear(logits.softmax(-1).to(table.dtype), table.T) * self.embedding_scale if soft_token else None
+            return mixed, total
+        weight, bias = self.head.weight, getattr(self.head, "bias", None)
+        biases = repeat(None) if bias is None else bias.split(VOCABULARY_BLOCK)
+        multiplier, cap = self._logit_multiplier, self._soft_cap  # once: a config answers slowly
+        states, means, totals = states.to(weight.dtype), [], []
+        for keys, values, bias in zip(weight.split(VOCABULARY_BLOCK), table.split(VOCABULARY_BLOCK), biases):
+            logits = _finished(linear(states, keys, bias), multiplier, cap)
+            if soft_token:
                 means.append(linear(logits.softmax(-1).to(table.dtype), values.T))
-                totals.append(logits.logsumexp(-1))
-            shares = torch.stack(totals).softmax(0)  # (blocks, B)
-            mixed = (shares[..., None] * torch.stack(means)).sum(0).to(table.dtype)
-        return mixed * self.embedding_scale
+            totals.append(logits.logsumexp(-1))
+        total = torch.stack(totals)  # (blocks, B)
+        mixed = None
+        if soft_token:
+            mixed = (total.softmax(0)[..., None] * torch.stack(means)).sum(0).to(table.dtype) * self.embedding_scale
+        return mixed, total.logsumexp(0)
+
+    def log_probabilities(self, states: Tensor, ids: Tensor, log_normalisers: Tensor) -> Tensor:
+        """Log-probabilities under softmax(W h) of N chosen tokens at each state, without reading the rest of W.
+
+        Args:
+            states: (..., D).
+            ids: (..., N) token ids.
+            log_normalisers: (...,), of :meth:`read_head`.
+
+        Returns:
+            (..., N) float32.
+        """
+        weight, bias = self.head.weight, getattr(self.head, "bias", None)
+        scores = torch.einsum("...d,...nd->...n", states.to(weight.dtype), weight[ids])
+        if bias is not None:
+            scores = scores + bias[ids]
+        return _finished(scores, self._logit_multiplier, self._soft_cap) - log_normalisers[..., None]
 
     # -- the families ----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from laser_lab.backbone import Backbone
-from laser_lab.base.inputs import Input, check_steps, check_texts, is_single, label_of, text_of
-from laser_lab.thinking import Thoughts, latent_thinking, pool
+from laser_lab.base.inputs import Input, check_steps, check_texts, in_batches, is_single, label_of
+from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
 from laser_lab.weights import CONFIG_FILE, load_backbone, resolve
 
 logger = logging.getLogger(__name__)
@@ -35,36 +33,78 @@ class LatentEncoder(InputModule):
 
     Args:
         backbone: The causal LM and its tokenizer.
-        thinking_steps: K, the states that are pooled; settable per call.
+        thinking_steps: K, the states that are pooled; settable per call. With halting, a budget.
+        document_steps: K of documents where it differs; None: the same.
         pooling: ``"all"`` pools h_1..h_K (LaSER). ``"generated"`` pools the K states of generated tokens and drops
             the prompt's own last state, at the price of one more call (GIRCSE).
+        halting: Thoughts end themselves (docs/method.md, section 4): True for the tokenizer's eos as the token that
+            ends them, or another token by name, as chat models have one.
+        halting_threshold: In [0, 1). At inference a text stops thinking where no later state can weigh this much.
         max_length: Longer texts are truncated, and the count is logged.
+
+    Raises:
+        ValueError: A setting is out of its range, the tokenizer has no such end token, or halting is asked with
+            another pooling than ``"all"``.
     """
 
     config_file_name = CONFIG_FILE
-    config_keys = ["thinking_steps", "pooling", "max_length", "base"]
+    config_keys = [
+        "thinking_steps", "document_steps", "pooling", "halting", "halting_threshold", "max_length", "base",
+    ]  # fmt: skip
     forward_kwargs = {"thinking_steps"}
     thoughts_class = Thoughts
     max_steps: int | None = None  # the largest K there is, if there is one
-    loop: Callable[..., Tensor] = staticmethod(latent_thinking)  # how states follow from ids, mask and K
 
     def __init__(
         self,
         backbone: Backbone,
         *,
         thinking_steps: int = DEFAULT_THINKING_STEPS,
+        document_steps: int | None = None,
         pooling: str = "all",
+        halting: bool | str = False,
+        halting_threshold: float = 1e-3,
         max_length: int = DEFAULT_MAX_LENGTH,
     ) -> None:
         super().__init__()
-        if pooling not in ("all", "generated"):
-            raise ValueError(f"pooling must be 'all' or 'generated', got {pooling!r}")
         if not isinstance(max_length, int) or max_length < 1:
             raise ValueError(f"max_length must be a positive integer, got {max_length!r}")
         self.backbone = backbone
-        self.thinking_steps = check_steps(thinking_steps)
-        self.pooling = pooling
         self.max_length = max_length
+        self.set_thinking(thinking_steps, document_steps, pooling, halting, halting_threshold)
+
+    def set_thinking(
+        self,
+        thinking_steps: int,
+        document_steps: int | None = None,
+        pooling: str = "all",
+        halting: bool | str = False,
+        halting_threshold: float = 1e-3,
+    ) -> None:
+        """How to think from now on; arguments and errors as of the class."""
+        if pooling not in ("all", "generated"):
+            raise ValueError(f"pooling must be 'all' or 'generated', got {pooling!r}")
+        if halting and pooling != "all":
+            raise ValueError(f"halting weighs all states: it cannot be used with pooling={pooling!r}")
+        if not isinstance(halting_threshold, (int, float)) or not 0 <= halting_threshold < 1:
+            raise ValueError(f"halting_threshold must be from 0 to below 1, got {halting_threshold!r}")
+        self.thinking_steps = check_steps(thinking_steps)
+        self.document_steps = None if document_steps is None else check_steps(document_steps)
+        self.pooling = pooling
+        self.end_token = self._end_token(halting)
+        self.halting = halting
+        self.halting_threshold = halting_threshold
+
+    def _end_token(self, halting: bool | str) -> int | None:
+        """The id of the token that ends a thought; None without halting."""
+        if halting is False:
+            return None
+        name = self.tokenizer.eos_token if halting is True else halting
+        if not isinstance(name, str):
+            raise ValueError(f"halting needs a token that ends a thought: the tokenizer has no eos, got {halting!r}")
+        if name not in self.tokenizer.get_vocab():
+            raise ValueError(f"the tokenizer has no token {name!r} that could end a thought")
+        return self.tokenizer.convert_tokens_to_ids(name)
 
     @property
     def tokenizer(self) -> Any:
@@ -88,6 +128,13 @@ class LatentEncoder(InputModule):
 
     def get_embedding_dimension(self) -> int:
         return self.backbone.hidden_size
+
+    def steps_of(self, thinking_steps: int | None = None, side: str | None = None) -> int:
+        """K of a call: what it says, else what the model says for this `side` (``"query"``, ``"document"``, None)."""
+        if thinking_steps is not None:
+            return check_steps(thinking_steps)
+        is_document = side == "document" and self.document_steps is not None
+        return self.document_steps if is_document else self.thinking_steps
 
     def check_inputs(self, inputs: Sequence[Input]) -> list[Input]:
         """`inputs` as a list if this encoder reads all of them, else a TypeError that names the first that is not."""
@@ -117,11 +164,20 @@ class LatentEncoder(InputModule):
         self,
         features: dict[str, Tensor],
         thinking_steps: int | None = None,
-        edit: Callable[[int, Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """(B, K, D) pooled states for the (B, T) features of :meth:`preprocess`; differentiable. `edit` changes soft
-        tokens (:func:`laser_lab.thinking.latent_thinking`)."""
-        steps = self.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
+        *,
+        threshold: float | None = None,
+        edit: Edit | None = None,
+    ) -> dict[str, Tensor]:
+        """What :attr:`thoughts_class` holds of the (B, T) features of :meth:`preprocess`, by name; differentiable.
+
+        With ``lexical_ids`` (B, K, N) among the features also ``lexical``, (B, K, N): the log-probability of each of
+        these tokens at each step.
+
+        Args:
+            threshold: Over :attr:`halting_threshold`.
+            edit: Changes soft tokens (:func:`laser_lab.thinking.latent_thinking`).
+        """
+        steps = self.steps_of(thinking_steps)
         skipped = int(self.pooling == "generated")
         ids, mask = features["input_ids"], features["attention_mask"]
         limit = self.backbone.max_positions
@@ -130,30 +186,38 @@ class LatentEncoder(InputModule):
                 f"{ids.shape[1]} tokens and {steps} thinking steps need more positions than the backbone's {limit}: "
                 "lower max_length or thinking_steps."
             )
-        change = {} if edit is None else {"edit": edit}
-        return self.loop(self.backbone, ids, mask, steps + skipped, **change)[:, skipped:]
-
-    def think_aloud(
-        self, features: dict[str, Tensor], thinking_steps: int, edit: Callable[[int, Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, ...]:
-        """The (B, K, D) tensors that :attr:`thoughts_class` holds, in its order: here the states alone."""
-        return (self.think(features, thinking_steps, edit),)
+        words = features.get("lexical_ids")
+        rollout = latent_thinking(
+            self.backbone,
+            ids,
+            mask,
+            steps + skipped,
+            end_token=self.end_token,
+            threshold=self.halting_threshold if threshold is None else threshold,
+            read_all=words is not None,
+            edit=edit,
+        )
+        found = {"states": rollout.states[:, skipped:], "weights": rollout.weights[:, skipped:]}
+        found["steps_taken"] = rollout.steps_taken - skipped
+        if words is not None:
+            found["lexical"] = self.backbone.log_probabilities(rollout.states, words, rollout.log_normalisers)
+        return found
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """Adds ``states`` (B, K, D) and ``sentence_embedding`` (B, D, float32, unit length) to the features.
+        """Adds what :meth:`think` gives and ``sentence_embedding`` (B, D, float32, unit length) to the features.
 
         Features with ``segment_ends`` (:func:`laser_lab.explicit.explicit_features`) are the explicit view: one pass,
-        the states at the segment ends, and the last state as the embedding (METHOD 2).
+        the states at the segment ends, and the last state as the embedding (docs/method.md, section 2).
         """
         if "segment_ends" in features:
             backbone = self.backbone
             every = backbone.last_states(backbone.embed(features["input_ids"]), features["attention_mask"])
             rows = torch.arange(len(every), device=every.device)[:, None]
-            states, embeddings = every[rows, features["segment_ends"]], pool(every[:, -1:])
+            found = {"states": every[rows, features["segment_ends"]], "sentence_embedding": pool(every[:, -1:])}
         else:
-            states = self.think(features, thinking_steps)
-            embeddings = pool(states)
-        return {**features, "states": states, "sentence_embedding": embeddings}
+            found = self.think(features, thinking_steps)
+            found["sentence_embedding"] = pool(found["states"], found["weights"])
+        return features | found
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the whole model, or the adapter alone where there is one, with tokenizer and settings."""
@@ -168,29 +232,26 @@ class LatentEncoder(InputModule):
         cls,
         model_name_or_path: str,
         *,
-        thinking_steps: int | None = None,
-        max_length: int | None = None,
+        settings: dict[str, Any] | None = None,
         trust_remote_code: bool = False,
         revision: str | None = None,
         model_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> LatentEncoder:
         """Load what :meth:`save` wrote (also called by ``SentenceTransformer(folder, trust_remote_code=True)``), or
-        any backbone :func:`laser_lab.weights.load_backbone` reads, with default settings."""
+        any backbone :func:`laser_lab.weights.load_backbone` reads, with default settings; `settings` of the
+        class that are not None go over both."""
         options = dict(model_kwargs or {})
         where = {key: kwargs[key] for key in ("device", "dtype", "adapter") if key in kwargs}
         backbone = load_backbone(
             model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **where, **options
         )
-        settings = {}
+        saved: dict[str, Any] = {}
         for source in (model_name_or_path, where.get("adapter")):
             if source is not None and not os.path.isfile(source):
-                settings |= cls.load_config(resolve(source), revision=revision)
-        settings.pop("base", None)
-        for key, value in {"thinking_steps": thinking_steps, "max_length": max_length}.items():
-            if value is not None:
-                settings[key] = value
-        return cls(backbone, **settings)
+                saved |= cls.load_config(resolve(source), revision=revision)
+        saved.pop("base", None)
+        return cls(backbone, **(saved | {key: value for key, value in (settings or {}).items() if value is not None}))
 
 
 class LatentRetriever(SentenceTransformer):
@@ -201,7 +262,8 @@ class LatentRetriever(SentenceTransformer):
         return self[0]
 
     def encode(self, inputs: Input | Sequence[Input], *args: Any, **kwargs: Any) -> Any:
-        """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call.
+        """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call (default: the model's own for queries or
+        documents).
 
         An empty list gives an empty (0, D) array. Texts longer than ``max_length`` are truncated and counted in the
         log. LaME on a vision-language backbone also reads PIL images and ``{"text": ..., "image": ...}``.
@@ -210,8 +272,7 @@ class LatentRetriever(SentenceTransformer):
             TypeError: An input is not a string, or not what the model reads.
             ValueError: ``thinking_steps`` is not a positive integer.
         """
-        if kwargs.get("thinking_steps") is not None:
-            check_steps(kwargs["thinking_steps"])
+        kwargs["thinking_steps"] = self.encoder.steps_of(kwargs.get("thinking_steps"), kwargs.get("task"))
         if is_single(inputs):
             self.encoder.check_inputs([inputs])
         elif not (inputs := self.encoder.check_inputs(inputs)):
@@ -228,14 +289,17 @@ def think(
     prompt_name: str | None = None,
     prompt: str | None = None,
     batch_size: int = 32,
+    threshold: float | None = None,
     show_progress_bar: bool = False,
     edit: Callable[[int, Tensor, list[int]], Tensor] | None = None,
 ) -> Thoughts:
     """What the model thinks about each text, step by step, without gradients.
 
     Args:
-        thinking_steps: K; default: the model's own.
+        thinking_steps: K; default: the model's own (for documents, where ``prompt_name`` is ``"document"``).
         prompt_name: ``"query"`` to think as ``encode_query`` does; default: the bare text, as ``encode``.
+        threshold: With halting, the weight below which a text stops thinking; default: the model's own. 0: all K
+            states are computed, to see what comes after the end.
         edit: An intervention: called with k, soft token t_k (b, D) and which of `texts` these b rows are; returns
             what is fed back instead.
 
@@ -248,18 +312,26 @@ def think(
     """
     encoder: LatentEncoder = model[0]
     texts = encoder.check_inputs([texts] if is_single(texts) else texts)
-    steps = encoder.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
+    steps = encoder.steps_of(thinking_steps, prompt_name)
     prompt = model._resolve_prompt(prompt, prompt_name)
-    shape = (len(texts), steps, encoder.get_embedding_dimension())
-    tensors = [torch.zeros(shape) for _ in fields(encoder.thoughts_class)[1:]]
-    order = sorted(range(len(texts)), key=lambda i: len(text_of(texts[i])), reverse=True)
+    found: dict[str, Tensor] = {}
     model.eval()
     with torch.inference_mode():
-        for start in tqdm(range(0, len(texts), batch_size), desc="Thinking", disable=not show_progress_bar):
-            rows = order[start : start + batch_size]
+        for rows in in_batches(texts, batch_size, "Thinking" if show_progress_bar else None):
             features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
             features = {key: value.to(model.device) for key, value in features.items()}
-            change = None if edit is None else lambda k, soft_token, rows=rows: edit(k, soft_token, rows)
-            for tensor, found in zip(tensors, encoder.think_aloud(features, steps, change), strict=True):
-                tensor[rows] = found.float().cpu()
-    return encoder.thoughts_class([label_of(text) for text in texts], *tensors)
+            change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
+            put_rows(found, rows, encoder.think(features, steps, threshold=threshold, edit=change), len(texts))
+    if not found:
+        found["states"] = torch.zeros(0, steps, encoder.get_embedding_dimension())
+    return encoder.thoughts_class([label_of(text) for text in texts], **found)
+
+
+def put_rows(found: dict[str, Tensor], rows: Sequence[int], values: dict[str, Tensor], count: int) -> None:
+    """Write a batch's tensors into those of all `count` texts, on the CPU and in float32; made on first use."""
+    for name, value in values.items():
+        value = (value.float() if value.is_floating_point() else value).cpu()
+        if name not in found:
+            with torch.inference_mode(False):  # what is returned can be used with gradients
+                found[name] = torch.zeros(count, *value.shape[1:], dtype=value.dtype)
+        found[name][rows] = value

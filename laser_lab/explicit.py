@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from laser_lab.base.inputs import in_batches
 from laser_lab.data.segments import downsample
 
 if TYPE_CHECKING:
@@ -79,11 +79,9 @@ def explicit_thoughts(
     prompt = model.prompts.get("query") or ""
     model.eval()
     with torch.inference_mode():
-        for start in tqdm(range(0, len(queries), batch_size), desc="Explicit view", disable=not show_progress_bar):
-            rows = slice(start, start + batch_size)
-            features = explicit_features(
-                encoder, queries[rows], reasonings[rows], prompt=prompt, steps=steps, rule=rule
-            )
+        for rows in in_batches(queries, batch_size, "Explicit view" if show_progress_bar else None):
+            some = [queries[i] for i in rows], [reasonings[i] for i in rows]
+            features = explicit_features(encoder, *some, prompt=prompt, steps=steps, rule=rule)
             out = encoder({key: value.to(model.device) for key, value in features.items()})
             embeddings[rows], states[rows] = out["sentence_embedding"].cpu(), out["states"].float().cpu()
     return embeddings, states

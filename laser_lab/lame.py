@@ -1,4 +1,4 @@
-"""LaME: thinking in one pass with learned reason tokens, the sibling of the autoregressive loop (METHOD 4).
+"""LaME: thinking in one pass with learned reason tokens, the sibling of the autoregressive loop.
 
 K reason tokens and [EMBED] stand behind the input. The states of the reason tokens are the thoughts and a bottleneck:
 a decoder head must rebuild the retrieval target from them alone. The state of [EMBED] becomes the embedding. This file
@@ -8,7 +8,7 @@ knows the encoder, its learned parts and its loss; the two stages are a share of
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,12 @@ from torch.nn.functional import cross_entropy, normalize, pad
 from laser_lab.backbone import Backbone
 from laser_lab.base.inputs import Input, check_inputs, check_steps, image_of, text_of
 from laser_lab.encoder import LatentEncoder, LatentRetriever
-from laser_lab.methods import ReasonMethod
-from laser_lab.thinking import Thoughts, at_least_float32
+from laser_lab.thinking import Edit, Thoughts, at_least_float32
 from laser_lab.vision import VisionBackbone
 
 WEIGHTS_FILE = "reason_tokens.safetensors"
 TARGET_LENGTH = 64
-"""Tokens of the target that the decoder is asked for, its end included. The seed names no number."""
+"""Tokens of the target that the decoder is asked for, its end included. The paper names no number."""
 
 
 # -- thinking ------------------------------------------------------------------------------------------------------
@@ -37,10 +36,10 @@ def one_pass_thinking(
     attention_mask: Tensor,
     thinking_steps: int,
     tokens: Tensor,
-    edit: Callable[[int, Tensor], Tensor] | None = None,
+    edit: Edit | None = None,
     images: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Think in one pass: K learned reason tokens and [EMBED] behind the input (LaME; METHOD 4).
+    """Think in one pass: K learned reason tokens and [EMBED] behind the input (LaME).
 
         h_1, ..., h_K, h_[EMBED] = the last states of f(E[ids], r_1, ..., r_K, [EMBED])
 
@@ -51,7 +50,7 @@ def one_pass_thinking(
         attention_mask: (B, T), 0 for padding.
         thinking_steps: K, from 1 to the number of learned tokens.
         tokens: (at least K + 1, D), as the embedding module would return them; [EMBED] last.
-        edit: An intervention: called with k (from 1) and reason token r_k (B, D), returns what is read instead.
+        edit: An intervention: returns what is read instead of reason token r_k.
         images: All features of inputs with images (:meth:`laser_lab.vision.VisionBackbone.preprocess`).
 
     Returns:
@@ -60,7 +59,8 @@ def one_pass_thinking(
     chosen = torch.cat([tokens[:thinking_steps], tokens[-1:]]).to(backbone.embedding_table.dtype)
     appended = chosen.expand(len(input_ids), -1, -1)
     if edit is not None:
-        read = [edit(k, token) for k, token in enumerate(appended[:, :-1].unbind(1), 1)]
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        read = [edit(k, token, rows) for k, token in enumerate(appended[:, :-1].unbind(1), 1)]
         appended = torch.stack([*read, appended[:, -1]], dim=1)
     if images is not None:
         states = backbone.read(images, appended)
@@ -75,8 +75,13 @@ def one_pass_thinking(
 class ReasonThoughts(Thoughts):
     """Thoughts whose embedding is read at [EMBED] and is no mean of the states."""
 
-    vectors: Tensor
+    vectors: Tensor = None
     """(B, K, D) float32, unit length: the embedding with the first 1, ..., K reason tokens"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vectors is None:  # of no text
+            object.__setattr__(self, "vectors", torch.zeros_like(self.states))
 
     @property
     def embeddings(self) -> Tensor:
@@ -87,11 +92,6 @@ class ReasonThoughts(Thoughts):
         super().embeddings_at(step)  # checks the step
         return self.vectors[:, step - 1]
 
-    def __getitem__(self, index: int | slice) -> ReasonThoughts:
-        found = super().__getitem__(index)
-        rows = slice(index, index + 1 or None) if isinstance(index, int) else index
-        return ReasonThoughts(found.texts, found.states, self.vectors[rows])
-
 
 # -- what is learned beside the backbone ---------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ class ReasonThoughts(Thoughts):
 class BottleneckDecoder(nn.Module):
     """The decoder head: one causal layer of width D that reads the K bottleneck states by cross-attention.
 
-    "Lightweight" in the seed, which gives no size. It borrows the backbone's embeddings and LM head, so its own
+    "Lightweight" in the paper, without a size. It borrows the backbone's embeddings and LM head, so its own
     weights do not grow with the vocabulary.
     """
 
@@ -125,7 +125,7 @@ class BottleneckDecoder(nn.Module):
 class ReasonTokens(nn.Module):
     """K learned reason tokens and [EMBED], the embedding head, and the decoder head where there is one; all float32.
 
-    The seed gives no initialisation: tokens are drawn like rows of the embedding table (and may :meth:`start_at` a
+    No initialisation is published: tokens are drawn like rows of the embedding table (and may :meth:`start_at` a
     word), and the embedding head starts as the identity, so that training starts from a last-token retriever.
     """
 
@@ -191,7 +191,7 @@ class ReasonEncoder(LatentEncoder):
         decoder: Whether there is a decoder head.
     """
 
-    config_keys = ["thinking_steps", "max_length", "base", "reason_tokens", "decoder"]
+    config_keys = ["thinking_steps", "document_steps", "max_length", "base", "reason_tokens", "decoder"]
     thoughts_class = ReasonThoughts
 
     def __init__(
@@ -203,6 +203,8 @@ class ReasonEncoder(LatentEncoder):
         decoder: bool = True,
         **settings: Any,
     ) -> None:
+        if settings.pop("halting", False) or settings.pop("pooling", "generated") != "generated":
+            raise ValueError("a model with reason tokens thinks in one pass: pooling and halting cannot be set")
         super().__init__(backbone, thinking_steps=thinking_steps, pooling="generated", **settings)
         count = thinking_steps if reason_tokens is None else reason_tokens
         self.reasoner = ReasonTokens(backbone, check_steps(count), decoder)
@@ -257,14 +259,11 @@ class ReasonEncoder(LatentEncoder):
             )
         return int(thinking_steps)
 
-    def rollout(
-        self,
-        features: dict[str, Tensor],
-        thinking_steps: int | None = None,
-        edit: Callable[[int, Tensor], Tensor] | None = None,
+    def one_pass(
+        self, features: dict[str, Tensor], thinking_steps: int | None = None, edit: Edit | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, K, D) states of the reason tokens and (B, D) embeddings of unit length, float32 or better."""
-        steps = self.thinking_steps if thinking_steps is None else self.check(thinking_steps)
+        steps = self.check(self.steps_of(thinking_steps))
         ids, mask = features["input_ids"], features["attention_mask"]
         limit = self.backbone.max_positions
         if limit is not None and ids.shape[1] + steps + 1 > limit:
@@ -280,31 +279,30 @@ class ReasonEncoder(LatentEncoder):
         self,
         features: dict[str, Tensor],
         thinking_steps: int | None = None,
-        edit: Callable[[int, Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """(B, K, D) states of the reason tokens; `edit` changes reason tokens (:func:`one_pass_thinking`)."""
-        return self.rollout(features, thinking_steps, edit)[0]
-
-    def think_aloud(
-        self, features: dict[str, Tensor], thinking_steps: int, edit: Callable[[int, Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, ...]:
-        """States, and the embedding after every step: [EMBED] stands behind the last token, so a pass for each."""
+        *,
+        threshold: float | None = None,
+        edit: Edit | None = None,
+    ) -> dict[str, Tensor]:
+        """The states of the K reason tokens and the embedding after every step (:class:`ReasonThoughts`), by name.
+        [EMBED] stands behind the last token, so there is a pass for each step. No thought ends early: `threshold` is
+        of no effect. `edit` changes reason tokens (:func:`one_pass_thinking`)."""
         read: dict[int, Tensor] = {}
 
-        def once(k: int, token: Tensor) -> Tensor:  # an edit may count, or draw: every token is shown to it once
+        def once(k: int, token: Tensor, rows: Tensor) -> Tensor:  # an edit may count, or draw: it sees a token once
             if k not in read:
-                read[k] = token if edit is None else edit(k, token)
+                read[k] = token if edit is None else edit(k, token, rows)
             return read[k]
 
-        passes = [self.rollout(features, step, once) for step in range(1, self.check(thinking_steps) + 1)]
-        return passes[-1][0], torch.stack([vectors for _, vectors in passes], dim=1)
+        steps = self.check(self.steps_of(thinking_steps))
+        passes = [self.one_pass(features, step, once) for step in range(1, steps + 1)]
+        return {"states": passes[-1][0], "vectors": torch.stack([vectors for _, vectors in passes], dim=1)}
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """As :meth:`LatentEncoder.forward`; features with ``target_ids`` and ``target_mask`` (B, T) also get
-        ``reconstruction`` (B,), the loss of :meth:`ReasonTokens.reconstruction`."""
+        """As :meth:`LatentEncoder.forward`, in one pass; features with ``target_ids`` and ``target_mask`` (B, T) also
+        get ``reconstruction`` (B,), the loss of :meth:`ReasonTokens.reconstruction`."""
         if "segment_ends" in features:
             return super().forward(features)
-        states, embeddings = self.rollout(features, thinking_steps)
+        states, embeddings = self.one_pass(features, thinking_steps)
         found = {**features, "states": states, "sentence_embedding": embeddings}
         if "target_ids" in features:
             asked = features["target_ids"], features["target_mask"]
@@ -339,18 +337,16 @@ class ReasonEncoder(LatentEncoder):
         return encoder
 
 
-def take_up(model: LatentRetriever, method: ReasonMethod) -> None:
-    """Let a retriever think in one pass from now on. It keeps its backbone and adapter; reason tokens that are not
-    there yet, or are of another number, are drawn anew."""
+def use_reason_tokens(model: LatentRetriever, count: int, *, decoder: bool = True, start_word: str = "") -> None:
+    """Let a retriever think in one pass with `count` reason tokens from now on. It keeps its backbone and adapter;
+    reason tokens that are missing, or are of another number, are drawn anew, at `start_word` if there is one."""
     before = model.encoder
-    needed = dict(reason_tokens=method.thinking_steps, decoder=bool(method.reconstruction))
+    needed = dict(reason_tokens=count, decoder=decoder)
     if isinstance(before, ReasonEncoder) and all(getattr(before, name) == value for name, value in needed.items()):
         return
-    model[0] = ReasonEncoder(
-        before.backbone, thinking_steps=method.thinking_steps, max_length=before.max_length, **needed
-    )
-    if method.start_word:
-        model[0].reasoner.start_at(before.backbone, method.start_word)
+    model[0] = ReasonEncoder(before.backbone, thinking_steps=count, max_length=before.max_length, **needed)
+    if start_word:
+        model[0].reasoner.start_at(before.backbone, start_word)
 
 
 @torch.inference_mode()
@@ -391,7 +387,7 @@ def cosines(states: Tensor) -> Tensor:
     return (states[:, first] * states[:, second]).sum(-1)
 
 
-def effective_rank(states: Tensor) -> Tensor:
+def step_rank(states: Tensor) -> Tensor:
     """(B, K, D) to (B,): how many directions the K states of each text span, from 1 (collapsed) to K. The exponential
     of the entropy of the normalised singular values of the K unit-length states (Roy and Vetterli, 2007); not centred,
     other than :func:`laser_lab.probing.geometry.effective_rank`, which asks how far different texts spread."""
@@ -403,7 +399,7 @@ def effective_rank(states: Tensor) -> Tensor:
 class Diversity(nn.Module):
     """LaME's regulariser of the latent tokens: mean squared cosine between the states of different reason tokens.
 
-    The seed names a diversity regularisation against collapse and gives no formula. Squared, so that states are drawn
+    A diversity regularisation is named, without a formula. Squared, so that states are drawn
     to right angles and no further: states that point away from each other would not say more.
     """
 

@@ -25,6 +25,9 @@ def load(
     name: str | os.PathLike[str] = "gemma-3-270m",
     *,
     thinking_steps: int | None = None,
+    document_steps: int | None = None,
+    pooling: str | None = None,
+    halting: bool | str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
@@ -40,6 +43,7 @@ def load(
         name: A hub id (``"Alibaba-NLP/LaSER-Qwen3-0.6B"``), a folder that ``save_pretrained`` wrote, any causal LM
             folder, a GGUF file, or a built-in name (``"gemma-3-270m"``).
         thinking_steps: K. Default: what the folder says, else 3. ``1`` is the basic last-token retriever.
+        document_steps, pooling, halting: Of :class:`laser_lab.encoder.LatentEncoder`. Default: what the folder says.
         adapter: A PEFT adapter on top of `name`.
         device: Default: an accelerator if there is one.
         dtype: Default: float32 on the CPU, the checkpoint's own elsewhere.
@@ -54,8 +58,13 @@ def load(
         check_steps(thinking_steps)
     encoder = _encoder_class(adapter or name).load(
         os.fspath(name),
-        thinking_steps=thinking_steps,
-        max_length=max_length,
+        settings=dict(
+            thinking_steps=thinking_steps,
+            document_steps=document_steps,
+            pooling=pooling,
+            halting=halting,
+            max_length=max_length,
+        ),
         adapter=None if adapter is None else os.fspath(adapter),
         device=device,
         dtype=dtype,

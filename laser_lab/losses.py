@@ -48,8 +48,8 @@ class OutputKL(nn.Module):
 
 
 class TrajectoryAlignment(nn.Module):
-    """Trajectory alignment (LaSER, eq. 10): :class:`OutputKL` of each step's state against the state of the segment
-    that the step is aligned with; mean over queries and steps."""
+    """Trajectory alignment (LaSER, eq. 10: KL_mid, weight λ3): :class:`OutputKL` of each step's state against the state
+    of the segment that the step is aligned with; mean over queries and steps."""
 
     def __init__(self, temperature: float = 0.05) -> None:
         super().__init__()
@@ -59,6 +59,17 @@ class TrajectoryAlignment(nn.Module):
         """(B, K, D) latent states, (B, K, D) segment states, (N, D) documents to a scalar."""
         states, segments = (normalize(at_least_float32(x), dim=-1) for x in (states, segments))
         return self.kl(states, segments, documents, teacher_documents)
+
+
+class LexicalAlignment(nn.Module):
+    """Cross-entropy of what each step should say and what it says (ours; docs/method.md, section 5); mean over all
+    steps that have a target. The log-probabilities are those of the soft token itself, softmax(W h_k)."""
+
+    def forward(self, log_probabilities: Tensor, targets: Tensor) -> Tensor:
+        """(B, K, N) log-probabilities of chosen tokens and (B, K, N) target probabilities to a scalar; 0 where no
+        step has a target. Tokens with target 0 are padding."""
+        losses = -(log_probabilities.masked_fill(targets == 0, 0.0) * targets).sum(-1)
+        return losses.sum() / (targets.sum(-1) > 0).sum().clamp(min=1)
 
 
 class StepwiseContrastive(nn.Module):
@@ -81,7 +92,6 @@ class StepwiseContrastive(nn.Module):
                 for k in range(1, states.shape[1] + 1)
             ]
         )
-        # an InfoNCE of exactly 0 (float32, easy batch) has no logarithm
-        logs = steps.clamp(min=torch.finfo(steps.dtype).tiny).log()
+        logs = (steps + 1e-8).log()  # as released: an InfoNCE of exactly 0 has no logarithm
         penalty = relu(logs.diff()).mean() if len(steps) > 1 else steps.sum() * 0
         return steps.mean(), penalty

@@ -2,80 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from laser_lab.base.inputs import check_steps
 
 
+def _weight(default: float = 0.0) -> Any:
+    """A setting that weighs a term of the loss."""
+    return field(default=default, metadata={"kind": "weight"})
+
+
+def _share(default: float = 0.0) -> Any:
+    """A setting that is a share of the training steps."""
+    return field(default=default, metadata={"kind": "share"})
+
+
 @dataclass(frozen=True)
 class Method:
-    """One row: L = contrastive·CL + explicit·CL(explicit) + output·KL_out + process·KL_mid + GIRCSE's (METHOD 3, 4).
+    """What every row has: K, and InfoNCE on the thinking view.
 
     Raises:
-        ValueError: A weight is negative, all are zero, or a temperature is not positive.
+        ValueError: A weight is negative or not finite, all are zero, a temperature is not positive, or a share is not
+            from 0 to below 1.
     """
 
     thinking_steps: int = 3
-    """K; 1 is a single pass."""
-    pooling: str = "all"
-    """``"all"`` states, or the ``"generated"`` ones (GIRCSE)."""
-    contrastive: float = 1.0
-    """Weight of InfoNCE on the latent view."""
-    explicit: float = 0.0
-    """λ1: weight of InfoNCE on the explicit view, which sees the reasoning."""
-    output: float = 0.0
-    """λ2: weight of the output distillation."""
-    process: float = 0.0
-    """λ3: weight of the trajectory alignment."""
-    stepwise: float = 0.0
-    """Weight of GIRCSE's InfoNCE after every step."""
-    monotonicity: float = 0.0
-    """Weight of GIRCSE's penalty on steps that make it worse."""
+    """K; 1 is a single pass. With halting, a budget."""
+    document_steps: int | None = None
+    """K of documents; None: as queries."""
+    contrastive: float = _weight(1.0)
+    """Weight of InfoNCE on the latent view (LaSER, eq. 3)."""
     temperature: float = 0.02
-    output_temperature: float = 0.02
-    process_temperature: float = 0.05
-    """0.05 in the released code, 0.02 in the paper."""
-    downsampling: str = "released"
-    """Which segment a step is aligned with (:func:`laser_lab.explicit.downsample`)."""
-    distil_start: float = 0.0
-    """Share of the steps before λ2 and λ3 act at all."""
-    distil_warmup: float = 0.0
-    """Share of the steps over which they then rise linearly from 0."""
-    distil_documents: bool = False
-    """Whether λ2 and λ3 also move the documents, or the query's thoughts alone.
-
-    The paper prints no schedule and does not say which. On HopWorld λ2=10 trains without diverging only with both
-    choices made here: without the schedule, and more so with moving documents, it drags the documents towards a
-    teacher that has not learned yet, and the explicit view with them."""
-    teacher_first: float = 0.0
-    """Share of the steps in which the explicit view alone is trained. Its frozen copy is then the teacher."""
+    """Of InfoNCE."""
 
     def __post_init__(self) -> None:
         check_steps(self.thinking_steps)
-        weights = {name: getattr(self, name) for name in self.weights}
-        if min(weights.values()) < 0 or not any(weights.values()):
+        if self.document_steps is not None:
+            check_steps(self.document_steps)
+        weights = {name: getattr(self, name) for name in self._of_kind("weight")}
+        if not all(0 <= value < float("inf") for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"weights must not be negative, and one must be positive: {weights}")
-        if min(self.temperature, self.output_temperature, self.process_temperature) <= 0:
-            raise ValueError("temperatures must be positive")
-        for name in self.shares:
+        for name in (f.name for f in fields(self) if f.name.endswith("temperature")):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"temperatures must be positive, got {name}={getattr(self, name)}")
+        for name in self._of_kind("share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is a share of the steps, from 0 to below 1, got {getattr(self, name)}")
 
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """The settings that weigh a term of the loss."""
-        return WEIGHTS
+    def _of_kind(self, kind: str) -> list[str]:
+        return [f.name for f in fields(self) if f.metadata.get("kind") == kind]
 
     @property
-    def shares(self) -> tuple[str, ...]:
-        """The settings that are a share of the steps."""
-        return ("distil_start", "distil_warmup", "teacher_first")
+    def thinking(self) -> dict[str, Any]:
+        """How the encoder thinks under this method: arguments of :meth:`LatentEncoder.set_thinking`."""
+        return {"thinking_steps": self.thinking_steps, "document_steps": self.document_steps}
+
+    @property
+    def needs_explicit(self) -> bool:
+        """Whether the explicit view runs at all."""
+        return False
 
     @property
     def needs_reasoning(self) -> bool:
-        """Whether the explicit view runs at all."""
-        return bool(self.explicit or self.output or self.process)
+        """Whether the training data must hold reasoning."""
+        return False
 
     def replace(self, **changes: Any) -> Method:
         """A row with some settings changed: a new ablation."""
@@ -85,70 +76,131 @@ class Method:
         return asdict(self)
 
 
-WEIGHTS = ("contrastive", "explicit", "output", "process", "stepwise", "monotonicity")
+@dataclass(frozen=True)
+class LatentMethod(Method):
+    """A row that feeds soft tokens back: LaSER, GIRCSE, and ours.
+
+        L = contrastive·CL + explicit·CL(explicit) + output·KL_out + trajectory·KL_mid + lexical·CE
+            + stepwise·mean_k CL_k + monotonicity·penalty
+
+    Raises:
+        ValueError: As :class:`Method`, or halting is asked with another pooling than ``"all"``.
+    """
+
+    pooling: str = "all"
+    """``"all"`` states, or the ``"generated"`` ones (GIRCSE)."""
+    halting: bool | str = False
+    """Thoughts end themselves (docs/method.md, section 4): True, or the token that ends them."""
+    explicit: float = _weight()
+    """λ1: weight of InfoNCE on the explicit view, which sees the reasoning."""
+    output: float = _weight()
+    """λ2: weight of the output distillation, KL_out (LaSER, eq. 6)."""
+    trajectory: float = _weight()
+    """λ3: weight of the trajectory alignment, KL_mid (LaSER, eq. 10)."""
+    output_temperature: float = 0.02
+    trajectory_temperature: float = 0.05
+    """0.05 in the released code, 0.02 in the paper."""
+    downsampling: str = "released"
+    """Which segment a step is aligned with (:func:`laser_lab.data.segments.downsample`)."""
+    lexical: float = _weight()
+    """Weight of the lexical alignment (ours): each soft token says the words of its share of the reasoning."""
+    lexical_novelty: bool = True
+    """Leave out the words that the query or an earlier share holds."""
+    lexical_idf: bool = True
+    """Weigh words by their inverse document frequency over the training reasoning."""
+    lexical_end: bool = True
+    """After the last segment, the target is the token that ends a thought."""
+    stepwise: float = _weight()
+    """Weight of GIRCSE's InfoNCE after every step."""
+    monotonicity: float = _weight()
+    """Weight of GIRCSE's penalty on steps that make it worse."""
+    distil_start: float = _share()
+    """Share of the steps before λ2 and λ3 act at all."""
+    distil_warmup: float = _share()
+    """Share of the steps over which they then rise linearly from 0."""
+    distil_documents: bool = False
+    """Whether λ2 and λ3 also move the documents, as in the released code, or the query's thoughts alone.
+
+    On HopWorld λ2=10 trains without diverging only with a schedule and fixed documents: else it drags them towards a
+    teacher that has not learned yet (docs/method.md, section 3)."""
+    teacher_first: float = _share()
+    """Share of the steps in which the explicit view alone is trained. Its frozen copy is then the teacher."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pooling not in ("all", "generated"):
+            raise ValueError(f"pooling must be 'all' or 'generated', got {self.pooling!r}")
+        if self.halting and self.pooling != "all":
+            raise ValueError(f"halting weighs all states: it cannot be used with pooling={self.pooling!r}")
+        if self.downsampling not in ("released", "paper"):
+            raise ValueError(f"downsampling must be 'released' or 'paper', got {self.downsampling!r}")
+        if self.distil_start + self.distil_warmup > 1:
+            raise ValueError("distil_start and distil_warmup are shares of one training: together at most 1")
+
+    @property
+    def thinking(self) -> dict[str, Any]:
+        return super().thinking | {"pooling": self.pooling, "halting": self.halting}
+
+    @property
+    def needs_explicit(self) -> bool:
+        return bool(self.explicit or self.output or self.trajectory)
+
+    @property
+    def needs_reasoning(self) -> bool:
+        return self.needs_explicit or bool(self.lexical)
 
 
 @dataclass(frozen=True)
 class ReasonMethod(Method):
-    """A row that thinks in one pass: L = contrastive·CL + reconstruction·CE + diversity·cos² (LaME; METHOD 4).
+    """A row that thinks in one pass: L = contrastive·CL + reconstruction·CE + diversity·cos² (LaME).
 
-    The seed names the terms and the two stages and gives no number. Where tokens start, K and the length of the first
+    The terms and the two stages are published without numbers. Where tokens start, K and the length of the first
     stage were searched on HopWorld's dev queries at one hop, one setting at a time, one seed
-    (figures/data/lame_search.csv, by ``python -m laser_lab.lab.cells FILE.csv --search lame --seeds 1``). The word
-    decides most; then K, the fewer the better; then the first stage, the shorter the better. K is that of the other
-    methods, and the first stage the shortest tried that is one. The other settings made no clear difference. What is
-    left behind the last-token retriever at one hop, the search did not close.
-
-    Raises:
-        ValueError: As :class:`Method`, or a term needs what one pass does not have.
+    (figures/data/lame_search.csv, by ``python -m laser_lab.lab.cells FILE.csv --search lame --seeds 1``). The start
+    word matters most, then K (fewer is better), then the first stage (shorter is better). K is that of the other
+    methods, and the first stage the shortest tried that is one. The rest made no clear difference. LaME still scores
+    below `basic` at one hop.
     """
 
-    reconstruction: float = 1.0
+    reconstruction: float = _weight(1.0)
     """Weight of the decoder head: the positive document's text from the K bottleneck states alone."""
-    diversity: float = 0.1
+    diversity: float = _weight(0.1)
     """Weight of the term against reason tokens that collapse into one."""
-    bottleneck_warmup: float = 0.1
+    bottleneck_warmup: float = _share(0.1)
     """Share of the steps in which the backbone is frozen: reason tokens, [EMBED] and heads train alone."""
     start_word: str = "think"
     """Word at whose embedding reason tokens and [EMBED] start; empty: they are drawn like rows of the table.
 
-    Behind "think" the language model of HopWorld goes on to answer, and so does [EMBED] from the first step on. A token
-    that is drawn, or that ends a text, has none of that: it learns the training queries by heart."""
-    pooling: str = "generated"
-    """The K states are those of the K tokens behind the input, as GIRCSE's; the embedding is read at [EMBED]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if alien := [name for name in (*WEIGHTS[1:], "teacher_first") if getattr(self, name)]:
-            raise ValueError(f"{', '.join(alien)} cannot be used with reason tokens")
-        if self.pooling != "generated":
-            raise ValueError(f"reason tokens have states of their own: pooling='generated', got {self.pooling!r}")
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        return (*WEIGHTS, "reconstruction", "diversity")
-
-    @property
-    def shares(self) -> tuple[str, ...]:
-        return (*super().shares, "bottleneck_warmup")
+    After "think" the language model of HopWorld goes on to answer, and so does [EMBED] from the first step on. A token
+    that is drawn, or that ends a text, memorises the training queries instead."""
 
 
-_LASER = Method(explicit=1.0, output=10.0, process=0.1, distil_start=0.25, distil_warmup=0.25)
+_LASER = LatentMethod(explicit=1.0, output=10.0, trajectory=0.1, distil_start=0.25, distil_warmup=0.25)
+_LEXICAL = LatentMethod(lexical=3.0, halting=True)
 _LAME = ReasonMethod()
 
 METHODS: dict[str, Method] = {
-    # the systems
-    "basic": Method(thinking_steps=1),
-    "latent": Method(),
-    "gircse": Method(pooling="generated", contrastive=0.0, stepwise=1.0, monotonicity=1.0),
+    # the published systems
+    "basic": LatentMethod(thinking_steps=1),
+    "latent": LatentMethod(),
+    "gircse": LatentMethod(pooling="generated", contrastive=0.0, stepwise=1.0, monotonicity=1.0),
     "laser": _LASER,
     # the retriever of rewrite-then-retrieve: trained on [query ; reasoning ; eos], in one pass
-    "rewrite": Method(thinking_steps=1, contrastive=0.0, explicit=1.0),
+    "rewrite": LatentMethod(thinking_steps=1, contrastive=0.0, explicit=1.0),
     "lame": _LAME,
+    # ours: thoughts that hold their words and end themselves
+    "lexical": _LEXICAL,
+    "laser-lexical": _LASER.replace(lexical=3.0, halting=True),
+    "laser-halting": _LASER.replace(halting=True),
+    "latent-halting": LatentMethod(halting=True),
+    "lexical-no-halting": _LEXICAL.replace(halting=False),
+    "lexical-no-novelty": _LEXICAL.replace(lexical_novelty=False),
+    "lexical-no-idf": _LEXICAL.replace(lexical_idf=False),
+    "lexical-no-eos": _LEXICAL.replace(lexical_end=False),
     # Table 5 of the LaSER paper
-    "laser-no-explicit": _LASER.replace(explicit=0.0, output=0.0, process=0.0),
+    "laser-no-explicit": _LASER.replace(explicit=0.0, output=0.0, trajectory=0.0),
     "laser-no-latent": _LASER.replace(thinking_steps=1),
-    "laser-no-process": _LASER.replace(process=0.0),
+    "laser-no-trajectory": _LASER.replace(trajectory=0.0),
     "laser-no-output": _LASER.replace(output=0.0),
     "laser-no-colearning": _LASER.replace(teacher_first=0.5, distil_start=0.0, distil_warmup=0.0),
     # LaME's own

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformer
-from tqdm.auto import tqdm
 
 from laser_lab.backbone import Backbone
-from laser_lab.base.inputs import check_texts
+from laser_lab.base.inputs import check_texts, in_batches
 from laser_lab.encoder import LatentRetriever
 
 
@@ -39,10 +38,8 @@ def generate_reasoning(
     texts = [template.replace("{query}", query) for query in check_texts(queries)]
     tokenizer, model = backbone.tokenizer, backbone.model
     written = [""] * len(texts)
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]), reverse=True)
     model.eval()
-    for start in tqdm(range(0, len(texts), batch_size), desc="Rewriting", disable=not show_progress_bar):
-        rows = order[start : start + batch_size]
+    for rows in in_batches(texts, batch_size, "Rewriting" if show_progress_bar else None):
         ids = [tokenizer(texts[i])["input_ids"][-max_length:] or [tokenizer.eos_token_id] for i in rows]
         batch = tokenizer.pad({"input_ids": ids}, padding=True, return_tensors="pt").to(model.device)
         out = model.generate(

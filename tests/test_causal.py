@@ -13,10 +13,10 @@ from laser_lab.base.stats import proportion
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentEncoder, LatentRetriever
-from laser_lab.lame import take_up
 from laser_lab.methods import method_of
 from laser_lab.probing import causal
 from laser_lab.thinking import pool
+from laser_lab.training.run import set_method
 
 TEXTS = ["why is the sky blue", "sea", "a very long question about rain and snow and light", "because light", "or not"]
 
@@ -185,7 +185,7 @@ def test_one_pass_pools_no_states(task):
     """A reason token's state is in no embedding: leaving it out changes nothing, and changing the token may."""
     model = retriever()
     torch.manual_seed(0)
-    take_up(model, method_of("lame", thinking_steps=3))
+    set_method(model, method_of("lame", thinking_steps=3))
     effects = causal.rank_effects(model, task)
     assert set(effects["thinking_steps"]) == {1, 2, 3}
     left_out = effects[effects["intervention"] == "state left out"]

@@ -56,12 +56,12 @@ def test_every_k_of_one_answer_is_what_that_k_alone_gives(model, explorer):
 
 def test_a_model_that_thinks_in_one_pass(tiny_folder):
     """K ends at the learned tokens, the embedding is the model's own, and a change acts on the token it names."""
-    from laser_lab.lame import take_up
     from laser_lab.methods import method_of
+    from laser_lab.training.run import set_method
 
     torch.manual_seed(0)
     model = ll.load(tiny_folder, device="cpu")
-    take_up(model, method_of("lame", thinking_steps=3))
+    set_method(model, method_of("lame", thinking_steps=3))
     explorer = Explorer(model, TASK)
     answer = explorer.answer(QUERY)
     assert len(answer["tokens"]) == 3 and explorer.widget.settings["steps"] == 3

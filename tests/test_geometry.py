@@ -41,7 +41,7 @@ def test_a_trace_changes_no_gradient():
     weight = backbone.embedding_table
 
     def gradient():
-        return torch.autograd.grad(latent_thinking(backbone, *features.values(), 3).pow(2).sum(), weight)[0]
+        return torch.autograd.grad(latent_thinking(backbone, *features.values(), 3).states.pow(2).sum(), weight)[0]
 
     expected = gradient()
     with tracing.trace(backbone) as calls:

@@ -83,16 +83,17 @@ def test_frozen_weights_keep_no_inputs_for_the_gradient():
 
 def test_a_model_can_be_switched_there_and_back():
     model = tiny_model()
-    names, plain = list(model.state_dict()), [m for m in model.modules() if type(m) is nn.Linear]
+    names, plain = list(model.state_dict()), [name for name, m in model.named_modules() if type(m) is nn.Linear]
     ids = torch.arange(4, 12)[None]
     with torch.no_grad():
         expected = model(ids).logits
         use_fast_linear(model)
-        assert plain and all(type(m) is kernels.Linear for m in plain) and list(model.state_dict()) == names
+        assert plain and all(type(model.get_submodule(name)) is kernels.Linear for name in plain)
+        assert list(model.state_dict()) == names and model.lm_head.weight is model.get_input_embeddings().weight
         for same in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             torch.testing.assert_close(same(ids).logits, expected, atol=1e-4, rtol=1e-4)
         use_fast_linear(model, False)
-        assert all(type(m) is nn.Linear for m in plain)
+        assert all(type(model.get_submodule(name)) is nn.Linear for name in plain)
         assert torch.equal(model(ids).logits, expected)
 
 

@@ -1,7 +1,5 @@
 """Thinking in one pass: the bottleneck, the two stages, saving, and what must not matter."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,16 +20,15 @@ from laser_lab.lame import (
     ReasonEncoder,
     ReasonTokens,
     cosines,
-    effective_rank,
     one_pass_thinking,
     reconstruct,
-    take_up,
+    step_rank,
     targets,
 )
 from laser_lab.probing.causal import soft_tokens
 from laser_lab.probing.tracing import final_norm, think_layers
 from laser_lab.training.objectives import BottleneckLoss
-from laser_lab.training.run import train
+from laser_lab.training.run import set_method, train
 
 LAME = ll.METHODS["lame"].replace(thinking_steps=3)
 
@@ -40,7 +37,7 @@ LAME = ll.METHODS["lame"].replace(thinking_steps=3)
 def model(tiny_folder):
     torch.manual_seed(0)
     found = load(tiny_folder)
-    take_up(found, LAME)
+    set_method(found, LAME)
     return found.eval()
 
 
@@ -159,7 +156,7 @@ def test_the_decoder_sees_the_bottleneck_states_and_nothing_else(seed, count):
     torch.testing.assert_close(second["reconstruction"], loss, atol=1e-6, rtol=1e-6)
     # other texts under the same states; the states are all that is handed over
     other = encoder.preprocess(["rain or snow", "light"])
-    encoder.rollout = lambda *_: (states, first["sentence_embedding"])
+    encoder.one_pass = lambda *_: (states, first["sentence_embedding"])
     moved = encoder(other | {name: features[name] for name in ("target_ids", "target_mask")})
     torch.testing.assert_close(moved["reconstruction"], loss, atol=1e-6, rtol=1e-6)
     leaf = states.clone().requires_grad_()
@@ -209,9 +206,9 @@ def test_collapse_is_measured():
     apart = torch.eye(8)[:4].expand(2, 4, 8)
     assert Diversity()(same) == pytest.approx(1) and Diversity()(apart) == pytest.approx(0)
     assert Diversity()(same[:, :1]) == 0 and cosines(apart).shape == (2, 6)
-    torch.testing.assert_close(effective_rank(same), torch.ones(2), atol=1e-2, rtol=0)
-    torch.testing.assert_close(effective_rank(apart), torch.full((2,), 4.0))
-    torch.testing.assert_close(effective_rank(apart * 3), effective_rank(apart))
+    torch.testing.assert_close(step_rank(same), torch.ones(2), atol=1e-2, rtol=0)
+    torch.testing.assert_close(step_rank(apart), torch.full((2,), 4.0))
+    torch.testing.assert_close(step_rank(apart * 3), step_rank(apart))
 
 
 # -- training ------------------------------------------------------------------------------------------------------
@@ -228,7 +225,7 @@ def test_the_first_stage_leaves_every_backbone_weight_as_it_is(tiny_folder, data
             return super().forward(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("laser_lab.training.BottleneckLoss", Watched)
+        patch.setattr("laser_lab.training.run.BottleneckLoss", Watched)
         method = LAME.replace(bottleneck_warmup=0.5)
         arguments = FAST | dict(lora=lora, weight_decay=0.1, warmup_steps=0, max_steps=4)
         train(load(tiny_folder), data, method, output_dir=tmp_path / "run", **arguments)
@@ -268,11 +265,11 @@ def test_saving_and_loading(tiny_folder, data, tmp_path):  # noqa: F811
 
 def test_reason_tokens_are_kept_unless_they_are_others(model):
     tokens = model.encoder.reasoner.tokens
-    take_up(model, LAME)
+    set_method(model, LAME)
     assert model.encoder.reasoner.tokens is tokens
-    take_up(model, LAME.replace(thinking_steps=16))
+    set_method(model, LAME.replace(thinking_steps=16))
     assert model.encode(["sea"]).shape == (1, 32) and model.encoder.reason_tokens == 16
-    take_up(model, LAME.replace(reconstruction=0.0))
+    set_method(model, LAME.replace(reconstruction=0.0))
     assert not model.encoder.decoder
 
 
@@ -286,7 +283,7 @@ def test_tokens_start_at_a_word(family):
     torch.testing.assert_close(torch.pdist(encoder.reasoner.tokens).min(), 0.1 * apart)
     encoder.reasoner.start_at(backbone, "is sky", noise=0.0)
     texts = ["why is the sea blue", "rain"]
-    read = encoder.rollout(encoder.preprocess(texts))[1]
+    read = encoder.one_pass(encoder.preprocess(texts))[1]
     words = encoder.preprocess([f"{text} sky sky sky" for text in texts])
     states = backbone.last_states(backbone.embed(words["input_ids"]), words["attention_mask"])
     torch.testing.assert_close(read, nn.functional.normalize(states[:, -1], dim=-1), atol=1e-5, rtol=1e-4)
@@ -297,7 +294,7 @@ def test_the_row_says_where_tokens_start(tiny_folder):
     for word in ("sky", "sea", ""):
         torch.manual_seed(0)
         model = load(tiny_folder)
-        take_up(model, LAME.replace(start_word=word))
+        set_method(model, LAME.replace(start_word=word))
         starts[word] = model.encoder.reasoner.tokens.detach()
     ids = model.tokenizer("sky sea", return_tensors="pt")["input_ids"][0]
     sky, sea = model.encoder.backbone.embed(ids).detach()
@@ -315,22 +312,13 @@ def test_rows():
     for name, setting in removed.items():
         assert getattr(lame, setting) > 0
         assert ll.METHODS[f"lame-no-{name}"] == lame.replace(**{setting: 0.0})
-    with pytest.raises(ValueError, match="output cannot be used with reason tokens"):
-        lame.replace(output=1.0)
-    with pytest.raises(ValueError, match="states of their own"):
-        lame.replace(pooling="all")
+    for alien in ("output", "pooling", "halting"):  # settings of the loop, which one pass does not have
+        with pytest.raises(TypeError, match=alien):
+            lame.replace(**{alien: 1.0})
     with pytest.raises(ValueError, match="must not be negative"):
         lame.replace(diversity=-1.0)
     with pytest.raises(ValueError, match="bottleneck_warmup is a share"):
         lame.replace(bottleneck_warmup=1.0)
-
-
-def test_cells_of_other_methods_do_not_depend_on_it(monkeypatch):
-    assert {f.name for f in dataclasses.fields(ll.METHODS["laser"])}.isdisjoint({"reconstruction", "diversity"})
-    before = Cell("laser").key, Cell("lame").key
-    version = experiments.code_version()
-    monkeypatch.setattr(experiments, "code_version", lambda *more: f"other {more}" if more else version)
-    assert Cell("laser").key == before[0] and Cell("lame").key != before[1]
 
 
 def test_the_search_asks_for_what_its_rows_say(monkeypatch):

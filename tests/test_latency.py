@@ -21,7 +21,7 @@ def test_published_loop_thinks_the_same(family, steps):
     # The card leaves positions to the model, and GPT-2's absolute ones would count the padding.
     ids, mask = batch((9, 9) if family == "gpt2" else (9, 3, 6))
     with torch.inference_mode():
-        ours = latent_thinking(backbone, ids, mask, steps)
+        ours = latent_thinking(backbone, ids, mask, steps).states
         published = latency.published_thinking(backbone, ids, mask, steps)
     assert published.shape == ours.shape
     torch.testing.assert_close(published, ours, atol=1e-4, rtol=1e-4)

@@ -9,11 +9,11 @@ from laser_lab.methods import method_of
 def test_the_rows_of_the_paper():
     assert {"basic", "latent", "gircse", "laser"} < set(ll.METHODS)
     laser = ll.METHODS["laser"]
-    assert laser.explicit > 0 and laser.output > 0 and laser.process > 0 and laser.thinking_steps == 3
+    assert laser.explicit > 0 and laser.output > 0 and laser.trajectory > 0 and laser.thinking_steps == 3
     removed = {
-        "laser-no-explicit": {"explicit": 0.0, "output": 0.0, "process": 0.0},
+        "laser-no-explicit": {"explicit": 0.0, "output": 0.0, "trajectory": 0.0},
         "laser-no-latent": {"thinking_steps": 1},
-        "laser-no-process": {"process": 0.0},
+        "laser-no-trajectory": {"trajectory": 0.0},
         "laser-no-output": {"output": 0.0},
     }
     for name, changes in removed.items():

@@ -28,7 +28,7 @@ def test_defaults_are_the_papers():
     from laser_lab.methods import METHODS
 
     paper, laser = everything()["training"], METHODS["laser"]
-    assert (laser.explicit, laser.output, laser.process) == (paper["lambda1"], paper["lambda2"], paper["lambda3"])
+    assert (laser.explicit, laser.output, laser.trajectory) == (paper["lambda1"], paper["lambda2"], paper["lambda3"])
     assert (laser.thinking_steps, laser.temperature) == (paper["K"], paper["temperature"])
 
 

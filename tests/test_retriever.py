@@ -60,12 +60,12 @@ def test_thinking_steps_per_call(model):
 
 
 def test_generated_pooling_drops_the_first_state():
-    """GIRCSE pools the states of generated tokens: K of them need K+1 calls (METHOD 4)."""
+    """GIRCSE pools the states of generated tokens: K of them need K+1 calls."""
     backbone = tiny_backbone()
     every, generated = LatentEncoder(backbone), LatentEncoder(backbone, pooling="generated")
     features = every.preprocess(TEXTS)
     with torch.no_grad():
-        torch.testing.assert_close(generated.think(features, 2), every.think(features, 3)[:, 1:])
+        torch.testing.assert_close(generated.think(features, 2)["states"], every.think(features, 3)["states"][:, 1:])
 
 
 @pytest.mark.parametrize("empty", [[], (), np.array([], dtype=str)])

@@ -66,7 +66,7 @@ def test_loop_equals_the_naive_reference(family, kind):
         expected = naive_thinking(reference, ids, mask, 6)
         assert (expected[:, 0] - expected[:, 1]).abs().max() > 1e-2, "thoughts must move, or the test tests nothing"
         for steps in (1, 2, 3, 6):
-            found = latent_thinking(backbone, ids, mask, steps)
+            found = latent_thinking(backbone, ids, mask, steps).states
             assert found.shape == (3, steps, 32)
             torch.testing.assert_close(found, expected[:, :steps], atol=1e-4, rtol=0)
             cosine = torch.cosine_similarity(pool(found), pool(expected[:, :steps]))
@@ -92,9 +92,11 @@ def test_neighbours_and_padding_change_nothing(family):
     backbone = tiny_backbone(family)
     ids, mask = batch()
     with torch.no_grad():
-        together = pool(latent_thinking(backbone, ids, mask, 3))
+        together = pool(latent_thinking(backbone, ids, mask, 3).states)
         for row, length in enumerate((9, 3, 6)):
-            alone = pool(latent_thinking(backbone, ids[row : row + 1, -length:], mask[row : row + 1, -length:], 3))
+            alone = pool(
+                latent_thinking(backbone, ids[row : row + 1, -length:], mask[row : row + 1, -length:], 3).states
+            )
             assert torch.cosine_similarity(alone, together[row : row + 1]) >= 0.9999
 
 
@@ -104,7 +106,7 @@ def test_padding_for_any_batch(lengths, steps, seed):
     backbone = tiny_backbone("gpt2")
     ids, mask = batch(lengths, seed)
     with torch.no_grad():
-        found = latent_thinking(backbone, ids, mask, steps)
+        found = latent_thinking(backbone, ids, mask, steps).states
         torch.testing.assert_close(found, naive_thinking(backbone.model, ids, mask, steps), atol=1e-4, rtol=0)
 
 
@@ -118,7 +120,7 @@ def test_gradients_reach_the_cause_of_the_first_soft_token():
         return seen["x"]
 
     hook = backbone.causal_lm.get_input_embeddings().register_forward_hook(keep)
-    states = latent_thinking(backbone, ids, mask, 3)
+    states = latent_thinking(backbone, ids, mask, 3).states
     hook.remove()
     # h_3 sees position 0 through the cache; cut that by asking only for what the *soft token* carries
     first, third = states[:, 0], states[:, 2]
@@ -133,7 +135,9 @@ def test_gradients_reach_the_cause_of_the_first_soft_token():
 def test_gradients_equal_the_naive_reference():
     backbone = tiny_backbone("gemma3")
     ids, mask = batch()
-    ours = torch.autograd.grad(pool(latent_thinking(backbone, ids, mask, 3)).pow(3).sum(), list(backbone.parameters()))
+    ours = torch.autograd.grad(
+        pool(latent_thinking(backbone, ids, mask, 3).states).pow(3).sum(), list(backbone.parameters())
+    )
     naive = torch.autograd.grad(
         pool(naive_thinking(backbone.model, ids, mask, 3)).pow(3).sum(), list(backbone.parameters())
     )
@@ -146,10 +150,10 @@ def test_gradients_equal_the_naive_reference():
 def test_gradient_checkpointing_gives_the_same_states():
     backbone = tiny_backbone()
     ids, mask = batch()
-    expected = latent_thinking(backbone, ids, mask, 3)
+    expected = latent_thinking(backbone, ids, mask, 3).states
     backbone.causal_lm.gradient_checkpointing_enable()
     backbone.train()
-    torch.testing.assert_close(latent_thinking(backbone, ids, mask, 3), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(latent_thinking(backbone, ids, mask, 3).states, expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama-untied", "gemma3"])
@@ -157,9 +161,9 @@ def test_half_precision_is_close(family):
     backbone = tiny_backbone(family)
     ids, mask = batch()
     with torch.no_grad():
-        expected = pool(latent_thinking(backbone, ids, mask, 3))
+        expected = pool(latent_thinking(backbone, ids, mask, 3).states)
         half = Backbone(copy.deepcopy(backbone.model).to(torch.bfloat16), backbone.tokenizer)
-        found = pool(latent_thinking(half, ids, mask, 3))
+        found = pool(latent_thinking(half, ids, mask, 3).states)
     assert found.dtype == torch.float32 and torch.isfinite(found).all()
     assert torch.cosine_similarity(found, expected).min() > 0.95
 
@@ -196,10 +200,12 @@ def test_an_edit_acts_from_its_step_on():
     backbone = tiny_backbone("gemma3")
     ids, mask = batch()
     with torch.no_grad():
-        expected = latent_thinking(backbone, ids, mask, 4)
-        same = latent_thinking(backbone, ids, mask, 4, lambda step, soft_token: soft_token)
+        expected = latent_thinking(backbone, ids, mask, 4).states
+        same = latent_thinking(backbone, ids, mask, 4, edit=lambda step, soft_token, rows: soft_token).states
         other = backbone.embed(torch.full((3, 1), 7))[:, 0]
         seen = []
-        edited = latent_thinking(backbone, ids, mask, 4, lambda k, t: (seen.append(k), other if k == 2 else t)[1])
+        edited = latent_thinking(
+            backbone, ids, mask, 4, edit=lambda k, t, rows: (seen.append(k), other if k == 2 else t)[1]
+        ).states
     assert torch.equal(same, expected) and seen == [1, 2, 3]
     assert torch.equal(edited[:, :2], expected[:, :2]) and (edited[:, 2:] - expected[:, 2:]).abs().max() > 1e-2

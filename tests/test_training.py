@@ -15,6 +15,7 @@ from datasets import Dataset
 
 import laser_lab as ll
 from laser_lab.data.readers import RetrievalTask, features
+from laser_lab.methods import LatentMethod
 from laser_lab.training import objectives, run, trainer
 from laser_lab.training.batches import Collator, training_pairs
 from laser_lab.training.objectives import DualViewLoss
@@ -68,16 +69,24 @@ def load(tiny_folder, seed=0):
 
 
 TERMS = {
+    "lexical": {"contrastive", "lexical"},
+    "laser-lexical": {"contrastive", "explicit", "output", "trajectory", "lexical"},
+    "laser-halting": {"contrastive", "explicit", "output", "trajectory"},
+    "latent-halting": {"contrastive"},
+    "lexical-no-halting": {"contrastive", "lexical"},
+    "lexical-no-novelty": {"contrastive", "lexical"},
+    "lexical-no-idf": {"contrastive", "lexical"},
+    "lexical-no-eos": {"contrastive", "lexical"},
     "basic": {"contrastive"},
     "latent": {"contrastive"},
     "gircse": {"stepwise", "monotonicity"},
-    "laser": {"contrastive", "explicit", "output", "process"},
+    "laser": {"contrastive", "explicit", "output", "trajectory"},
     "rewrite": {"explicit"},
     "laser-no-explicit": {"contrastive"},
-    "laser-no-latent": {"contrastive", "explicit", "output", "process"},
-    "laser-no-process": {"contrastive", "explicit", "output"},
-    "laser-no-output": {"contrastive", "explicit", "process"},
-    "laser-no-colearning": {"contrastive", "explicit", "output", "process"},
+    "laser-no-latent": {"contrastive", "explicit", "output", "trajectory"},
+    "laser-no-trajectory": {"contrastive", "explicit", "output"},
+    "laser-no-output": {"contrastive", "explicit", "trajectory"},
+    "laser-no-colearning": {"contrastive", "explicit", "output", "trajectory"},
     "lame": {"contrastive", "reconstruction", "diversity"},
     "lame-no-decoder": {"contrastive", "diversity"},
     "lame-no-diversity": {"contrastive", "reconstruction"},
@@ -95,7 +104,8 @@ def test_every_method_trains_saves_and_loads(tiny_folder, data, tmp_path, method
     again = ll.load(tmp_path / "run" / "final", device="cpu")
     np.testing.assert_allclose(again.encode(["why sea"]), after, atol=1e-5)
     assert again.encoder.thinking_steps == ll.METHODS[method].thinking_steps
-    assert again.encoder.pooling == ll.METHODS[method].pooling
+    thinking = {name: getattr(again.encoder, name) for name in ll.METHODS[method].thinking}
+    assert thinking == ll.METHODS[method].thinking
     assert np.abs(model.encode(["why sea"], thinking_steps=2) - before).max() > 1e-4
     card = json.loads((tmp_path / "run" / "final" / "run_card.json").read_text())
     assert card["method"] == ll.METHODS[method].as_dict() and card["seed"] == 0 and card["steps"] == 4
@@ -229,11 +239,11 @@ def test_a_nan_stops_the_run_and_keeps_the_checkpoint(tiny_folder, data, tmp_pat
         terms = forward(self, features, labels)
         calls.append(1)
         if len(calls) == 4:
-            terms["process"] = terms["process"] * float("nan")
+            terms["trajectory"] = terms["trajectory"] * float("nan")
         return terms
 
     monkeypatch.setattr(DualViewLoss, "forward", poisoned)
-    with pytest.raises(NonFiniteLoss, match=r"loss term process is not finite at step 3 \(batch ids \['q\d"):
+    with pytest.raises(NonFiniteLoss, match=r"loss term trajectory is not finite at step 3 \(batch ids \['q\d"):
         train(load(tiny_folder), data, "laser", output_dir=tmp_path / "run", **FAST)
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-2"
 
@@ -253,7 +263,7 @@ def test_pairs_and_padding_negatives(data):
 
 def test_no_reasoning_is_said_at_the_door(tiny_folder, data, tmp_path):
     bare = data.map(lambda row: {"reasoning": []}, features=features())
-    with pytest.raises(ValueError, match="no reasoning"):
+    with pytest.raises(ValueError, match="the data has none"):
         train(load(tiny_folder), bare, "laser", output_dir=tmp_path / "run", **FAST)
 
 
@@ -287,7 +297,7 @@ def test_false_negatives_in_a_batch_change_nothing(tiny_folder):
 def test_the_distillation_moves_no_teacher_and_documents_only_if_asked(tiny_folder, data, moved, monkeypatch):
     monkeypatch.setattr(objectives, "CALLS_WORTH", -1)  # a rollout each, to tell them apart
     model = load(tiny_folder)
-    only = ll.Method(thinking_steps=2, contrastive=0.0, output=1.0, process=1.0, distil_documents=moved)
+    only = LatentMethod(thinking_steps=2, contrastive=0.0, output=1.0, trajectory=1.0, distil_documents=moved)
     features_ = batch_of(model, data, "laser")
     features_[2]["segment_ends"] = features_[2]["segment_ends"][:, :2]
     seen = {}

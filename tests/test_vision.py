@@ -29,9 +29,10 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 import laser_lab as ll
 from laser_lab.data.readers import RetrievalTask
-from laser_lab.lame import reconstruct, take_up
+from laser_lab.lame import reconstruct
 from laser_lab.probing.tracing import think_layers
 from laser_lab.probing.vocabulary import logit_lens
+from laser_lab.training.run import set_method
 from laser_lab.vision import VisionBackbone
 
 COUNTS, COLOURS, SHAPES = "one two three".split(), "red green blue yellow".split(), "circle square triangle".split()
@@ -113,7 +114,7 @@ def load(folder):
 def lame(folder, thinking_steps=4):
     torch.manual_seed(0)
     model = load(folder)
-    take_up(model, ll.METHODS["lame"].replace(thinking_steps=thinking_steps))
+    set_method(model, ll.METHODS["lame"].replace(thinking_steps=thinking_steps))
     return model.eval()
 
 
@@ -170,7 +171,7 @@ def test_no_double_beginning(folder):
 
 def test_half_precision(folder):
     model = ll.load(folder, device="cpu", dtype=torch.bfloat16)
-    take_up(model, ll.METHODS["lame"].replace(thinking_steps=4))
+    set_method(model, ll.METHODS["lame"].replace(thinking_steps=4))
     found = model.encode(ITEMS)
     assert found.dtype == np.float32 and np.isfinite(found).all()
 
@@ -186,7 +187,7 @@ def test_a_hub_id_is_a_vision_language_model_too(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     model = ll.load("someone/tiny-llava", device="cpu")
     assert isinstance(model.encoder.backbone, VisionBackbone) and model.encoder.base == "someone/tiny-llava"
-    take_up(model, ll.METHODS["lame"])
+    set_method(model, ll.METHODS["lame"])
     assert model.encode(ITEMS).shape == (5, 48)
 
 

@@ -6,10 +6,11 @@ may be None).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm.auto import trange
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,3 +76,10 @@ def check_inputs(inputs: Iterable[Input]) -> list[Input]:
 
 def _is_image(value: Any) -> bool:
     return hasattr(value, "getpixel")  # PIL itself is needed only by those who have one
+
+
+def in_batches(inputs: Sequence[Input], batch_size: int, progress: str | None = None) -> Iterator[list[int]]:
+    """Batches of inputs of like length, the longest first: the indices of each. `progress` names a bar, if any."""
+    order = sorted(range(len(inputs)), key=lambda i: len(text_of(inputs[i])), reverse=True)
+    for start in trange(0, len(inputs), batch_size, desc=progress, disable=progress is None):
+        yield order[start : start + batch_size]

@@ -75,9 +75,14 @@ class Linear(nn.Linear):
 def use_fast_linear(model: nn.Module, fast: bool = True) -> None:
     """Let every plain ``nn.Linear`` of `model` compute through oneDNN, or, with ``fast=False``, as PyTorch does.
 
-    Only the class of the layers changes: weights, adapters on top, saving and training stay as they are.
+    Each layer is replaced by one of the other class that holds the same parameters under the same names, so weights,
+    ties, adapters put on top later, saving and training stay as they are.
     """
     before, after = (nn.Linear, Linear) if fast else (Linear, nn.Linear)
-    for module in model.modules():
-        if type(module) is before:
-            module.__class__ = after
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is before:
+                with torch.device("meta"):
+                    twin = after(layer.in_features, layer.out_features, bias=False)
+                twin.weight, twin.bias = layer.weight, layer.bias
+                setattr(parent, name, twin.train(layer.training))

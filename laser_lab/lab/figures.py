@@ -29,7 +29,7 @@ METHOD_COLOURS = {
     "lame": "#ca9161",
     "laser-no-explicit": "#fbafe4",
     "laser-no-latent": "#56b4e9",
-    "laser-no-process": "#ece133",
+    "laser-no-trajectory": "#ece133",
     "laser-no-output": "#332288",
     "laser-no-colearning": "#661100",
     "explicit view": "#44aa99",

@@ -172,7 +172,13 @@ def stock(backbone: Backbone) -> Backbone:
 class PublishedEncoder(LatentEncoder):
     """The published loop as an encoder; the explicit view, too, asks the causal LM for everything it has."""
 
-    loop = staticmethod(published_thinking)
+    def think(
+        self, features: dict[str, Tensor], thinking_steps: int | None = None, **options: Any
+    ) -> dict[str, Tensor]:
+        ids, mask = features["input_ids"], features["attention_mask"]
+        states = published_thinking(self.backbone, ids, mask, self.steps_of(thinking_steps))
+        taken = ids.new_full((len(ids),), states.shape[1])
+        return {"states": states, "weights": mask.new_ones(states.shape[:2]), "steps_taken": taken}
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
         if "segment_ends" not in features:
@@ -203,9 +209,9 @@ def loops(backbone: Backbone, batch: int, tokens: int, thinking_steps: int = 3) 
     mask, twin = torch.ones_like(ids), stock(backbone)
     return {
         "published": torch.inference_mode()(lambda: published_thinking(twin, ids, mask, thinking_steps)),
-        "ours": torch.inference_mode()(lambda: latent_thinking(backbone, ids, mask, thinking_steps)),
-        "stock": torch.inference_mode()(lambda: latent_thinking(twin, ids, mask, thinking_steps)),
-        "basic": torch.inference_mode()(lambda: latent_thinking(backbone, ids, mask, 1)),
+        "ours": torch.inference_mode()(lambda: latent_thinking(backbone, ids, mask, thinking_steps).states),
+        "stock": torch.inference_mode()(lambda: latent_thinking(twin, ids, mask, thinking_steps).states),
+        "basic": torch.inference_mode()(lambda: latent_thinking(backbone, ids, mask, 1).states),
     }
 
 

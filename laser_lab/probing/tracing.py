@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from laser_lab.backbone import Backbone
-from laser_lab.base.inputs import Input, check_steps, label_of
+from laser_lab.base.inputs import Input, in_batches, label_of
+from laser_lab.encoder import put_rows
 from laser_lab.thinking import Thoughts
 
 if TYPE_CHECKING:
@@ -135,22 +136,19 @@ def think_layers(
     """
     encoder: LatentEncoder = model[0]
     texts = encoder.check_inputs(texts)
-    steps = encoder.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
+    steps = encoder.steps_of(thinking_steps, prompt_name)
     prompt = model._resolve_prompt(None, prompt_name)
-    size = encoder.get_embedding_dimension()
     one_pass = encoder.max_steps  # all states come from one call
-    tensors = [torch.zeros(len(texts), steps, size) for _ in fields(encoder.thoughts_class)[1:]]
-    stream = torch.zeros(len(texts), steps, len(layers(encoder.backbone)) + 1, size)
+    found: dict[str, Tensor] = {}
     model.eval()
     with torch.inference_mode():
-        for start in range(0, len(texts), batch_size):
-            rows = slice(start, start + batch_size)
-            features = {k: v.to(model.device) for k, v in encoder.preprocess(texts[rows], prompt=prompt).items()}
+        for rows in in_batches(texts, batch_size):
+            features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
+            features = {k: v.to(model.device) for k, v in features.items()}
             with trace(encoder.backbone, 1 if one_pass is None else steps + 1) as calls:
-                found = encoder.think_aloud(features, steps)
-            for tensor, values in zip(tensors, found, strict=True):
-                tensor[rows] = values.float().cpu()
+                thought = encoder.think(features, steps, threshold=0.0)  # every row stays in every call
             # pooling "generated" drops the first call's state; the last position of one pass is [EMBED]
             kept = calls[-steps:] if one_pass is None else calls[-steps - 1 : -1]
-            stream[rows] = torch.stack(kept, dim=1).float().cpu()
-    return LayerThoughts(encoder.thoughts_class([label_of(text) for text in texts], *tensors), stream)
+            put_rows(found, rows, thought | {"layers": torch.stack(kept, dim=1)}, len(texts))
+    stream = found.pop("layers")
+    return LayerThoughts(encoder.thoughts_class([label_of(text) for text in texts], **found), stream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from laser_lab.data.readers import COLUMNS
 from laser_lab.encoder import LatentRetriever
 from laser_lab.explicit import EXPLICIT_MAX_LENGTH, explicit_features
-from laser_lab.methods import Method
+from laser_lab.methods import LatentMethod, Method
+from laser_lab.training.lexical import LexicalTargets
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -66,7 +68,8 @@ def _key(doc_id: str) -> int:
 
 
 class Collator:
-    """Rows of :func:`training_pairs` to the model's features: ``query_*``, ``document_*`` and ``explicit_*``.
+    """Rows of :func:`training_pairs` to the model's features: ``query_*`` (with lexical targets where the method has
+    them), ``document_*`` and ``explicit_*``.
 
     The documents of a batch are N = B·(1+n), positives first, then the negatives, with their ``keys`` (N,). One that
     stands there more than once is encoded once: the features are those of the U different ones, and ``rows`` (N,) says
@@ -75,12 +78,21 @@ class Collator:
 
     valid_label_columns: tuple[str, ...] = ()
 
-    def __init__(self, model: LatentRetriever, method: Method, explicit_max_length: int = EXPLICIT_MAX_LENGTH) -> None:
+    def __init__(
+        self,
+        model: LatentRetriever,
+        method: Method,
+        reasonings: Sequence[Sequence[str]] = (),
+        explicit_max_length: int = EXPLICIT_MAX_LENGTH,
+    ) -> None:
+        """`reasonings`: all training reasoning, for the lexical targets."""
         self.encoder = model.encoder
         self.query_prompt = model.prompts.get("query") or ""
         self.document_prompt = model.prompts.get("document") or ""
         self.method = method
         self.explicit_max_length = explicit_max_length
+        is_lexical = isinstance(method, LatentMethod) and method.lexical
+        self.lexical_targets = LexicalTargets(model.encoder, method, reasonings) if is_lexical else None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         ordered = list(zip(*(zip(row["document_ids"], row["documents"]) for row in rows)))
@@ -96,11 +108,13 @@ class Collator:
         parts["query"]["positive_keys"] = torch.tensor([row + row[:1] * (width - len(row)) for row in keys])
         parts["document"]["keys"] = torch.tensor([_key(i) for i, _ in documents])
         parts["document"]["rows"] = torch.tensor([position[i] for i, _ in documents])
-        if self.method.needs_reasoning:
+        texts = [row["query"] for row in rows], [row["reasoning"] for row in rows]
+        if self.lexical_targets is not None:
+            parts["query"] |= self.lexical_targets(*texts)
+        if self.method.needs_explicit:
             parts["explicit"] = explicit_features(
                 self.encoder,
-                [row["query"] for row in rows],
-                [row["reasoning"] for row in rows],
+                *texts,
                 prompt=self.query_prompt,
                 steps=self.method.thinking_steps,
                 rule=self.method.downsampling,

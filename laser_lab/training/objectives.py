@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from sentence_transformers.util.distributed import all_gather, get_rank, get_world_size
 from torch import Tensor, nn
 
 from laser_lab.lame import Diversity, targets
-from laser_lab.losses import InfoNCE, OutputKL, StepwiseContrastive, TrajectoryAlignment
-from laser_lab.methods import Method, ReasonMethod
+from laser_lab.losses import InfoNCE, LexicalAlignment, OutputKL, StepwiseContrastive, TrajectoryAlignment
+from laser_lab.methods import LatentMethod, ReasonMethod
 
 CALLS_WORTH = 3e8  # multiply-adds of padding that are cheaper than a rollout's calls of their own
 IDS = ("input_ids", "attention_mask")  # what the model reads of a text
@@ -15,14 +16,17 @@ THOUGHT = ("states", "sentence_embedding")  # what it gives
 
 
 class DualViewLoss(nn.Module):
-    """L = CL(latent) + λ1·CL(explicit) + λ2·KL_out + λ3·KL_mid, or GIRCSE's, as the method says (LaSER, eq. 11).
+    """L = CL(latent) + λ1·CL(explicit) + λ2·KL_out + λ3·KL_mid + lexical·CE, or GIRCSE's, as the method says (LaSER,
+    eq. 11).
 
     Takes the features of :class:`Collator`: the queries, the documents and, where the method needs it, the explicit
     view. Returns every weighted term by name; the trainer sums and logs them. The targets of the distillation carry
     no gradient, nor do its documents unless the method says so; both views are trained by their contrastive terms.
     """
 
-    def __init__(self, model: nn.Module, method: Method) -> None:
+    backbone_frozen = False
+
+    def __init__(self, model: nn.Module, method: LatentMethod) -> None:
         super().__init__()
         self.model = model
         self.method = method
@@ -32,14 +36,20 @@ class DualViewLoss(nn.Module):
         """A frozen copy that gives the distillation targets instead of the explicit view of the model itself."""
         self.contrastive = InfoNCE(method.temperature)
         self.output = OutputKL(method.output_temperature)
-        self.process = TrajectoryAlignment(method.process_temperature)
+        self.trajectory = TrajectoryAlignment(method.trajectory_temperature)
+        self.lexical = LexicalAlignment()
         self.stepwise = StepwiseContrastive(method.temperature)
-        self.weights = sum(parameter.numel() for parameter in model.parameters())
+        self.parameter_count = sum(parameter.numel() for parameter in model.parameters())
 
     @property
     def explicit_only(self) -> bool:
         """The first stage of ``teacher_first``: only the view that sees the reasoning is trained."""
         return self.progress < self.method.teacher_first
+
+    @property
+    def needs_teacher(self) -> bool:
+        """The second stage of ``teacher_first``, before the trainer has given it the frozen copy."""
+        return bool(self.method.teacher_first) and not self.explicit_only and self.teacher is None
 
     @property
     def distil_share(self) -> float:
@@ -52,18 +62,22 @@ class DualViewLoss(nn.Module):
     ) -> tuple[dict[str, Tensor] | None, dict[str, Tensor]]:
         """What the model thinks of the queries (None in the first stage of ``teacher_first``) and of the documents.
 
-        One rollout serves both where the padding costs less than the calls of a second one: with a small model the
-        calls are where the time is. The numbers are those of two.
+        One rollout serves both where they think equally long and the padding costs less than the calls of a second
+        one: with a small model the calls are where the time is. The numbers are those of two.
         """
         steps = self.method.thinking_steps
+        document_steps = self.method.document_steps or steps
+        parts = [ids_of(queries), ids_of(documents)]
         if self.explicit_only:
-            return None, spread(self.model(_ids(documents), thinking_steps=steps), documents["rows"])
-        parts = [_ids(queries), _ids(documents)]
+            return None, spread(self.model(parts[1], thinking_steps=document_steps), documents["rows"])
         sizes = [part["input_ids"].shape for part in parts]
         width = max(length for _, length in sizes)
         padding = sum(count * (width - length) for count, length in sizes)
-        if padding * self.weights > CALLS_WORTH:
-            latent, encoded = (self.model(part, thinking_steps=steps) for part in parts)
+        apart = steps != document_steps or "lexical_ids" in queries
+        if apart or padding * self.parameter_count > CALLS_WORTH:
+            if "lexical_ids" in queries:
+                parts[0]["lexical_ids"] = queries["lexical_ids"]
+            latent, encoded = (self.model(p, thinking_steps=k) for p, k in zip(parts, (steps, document_steps)))
         else:
             both = {key: torch.cat([_widened(part[key], width) for part in parts]) for key in IDS}
             thought = self.model(both, thinking_steps=steps)
@@ -73,47 +87,67 @@ class DualViewLoss(nn.Module):
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:
         queries, documents = features[:2]
-        explicit = features[2] if len(features) > 2 else None
         method = self.method
-        steps = method.thinking_steps
         latent, encoded = self.think(queries, documents)
-        document_keys = gather(documents["keys"])
-        offset = _rank() * len(documents["keys"])
-        positives = torch.arange(len(queries["input_ids"]), device=document_keys.device) + offset
-        # (B, N): is document n among the positives of query b? Its own one is the row `positives`.
-        ignored = (queries["positive_keys"][:, :, None] == document_keys).any(1)
         vectors = gather(encoded["sentence_embedding"])
+        positives, ignored = positives_of(queries, documents)
         terms: dict[str, Tensor] = {}
         if latent is not None and method.contrastive:
             loss = self.contrastive(latent["sentence_embedding"], vectors, positives, ignored)
             terms["contrastive"] = method.contrastive * loss
+        if latent is not None and method.lexical:
+            terms["lexical"] = method.lexical * self.lexical(latent["lexical"], queries["lexical_targets"])
         if latent is not None and (method.stepwise or method.monotonicity):
             # the penalty is no mean over queries, so every process computes it for the queries of all
             states, rows = gather(latent["states"]), gather(encoded["states"])
             stepwise, penalty = self.stepwise(states, rows, gather(positives), gather(ignored))
             terms["stepwise"] = method.stepwise * stepwise
             terms["monotonicity"] = method.monotonicity * penalty
-        if explicit is not None:
-            view = {key: explicit[key] for key in (*IDS, "segment_ends")}
-            if self.teacher is None:
-                teacher, teacher_vectors = self.model(view), None
-                if method.explicit:
-                    loss = self.contrastive(teacher["sentence_embedding"], vectors, positives, ignored)
-                    terms["explicit"] = method.explicit * loss
-            else:
-                with torch.no_grad():
-                    teacher = self.teacher(view)
-                    own = spread(self.teacher(_ids(documents), thinking_steps=steps), documents["rows"])
-                    teacher_vectors = gather(own["sentence_embedding"])
-            fixed = vectors if method.distil_documents else vectors.detach()
-            if latent is not None and method.output:
-                student, target = latent["sentence_embedding"], teacher["sentence_embedding"]
-                loss = self.output(student, target, fixed, teacher_vectors)
-                terms["output"] = self.distil_share * method.output * loss
-            if latent is not None and method.process:
-                loss = self.process(latent["states"], teacher["states"], fixed, teacher_vectors)
-                terms["process"] = self.distil_share * method.process * loss
+        if len(features) > 2:
+            terms |= self.explicit_terms(features[2], documents, latent, vectors, positives, ignored)
         return terms
+
+    def explicit_terms(
+        self,
+        explicit: dict[str, Tensor],
+        documents: dict[str, Tensor],
+        latent: dict[str, Tensor] | None,
+        vectors: Tensor,
+        positives: Tensor,
+        ignored: Tensor,
+    ) -> dict[str, Tensor]:
+        """The terms that need the explicit view: its own contrastive loss, and both distillations."""
+        method = self.method
+        terms: dict[str, Tensor] = {}
+        view = {key: explicit[key] for key in (*IDS, "segment_ends")}
+        if self.teacher is None:
+            teacher, teacher_vectors = self.model(view), None
+            if method.explicit:
+                loss = self.contrastive(teacher["sentence_embedding"], vectors, positives, ignored)
+                terms["explicit"] = method.explicit * loss
+        else:
+            with torch.no_grad():
+                teacher = self.teacher(view)
+                steps = method.document_steps or method.thinking_steps
+                own = spread(self.teacher(ids_of(documents), thinking_steps=steps), documents["rows"])
+                teacher_vectors = gather(own["sentence_embedding"])
+        fixed = vectors if method.distil_documents else vectors.detach()
+        if latent is not None and method.output:
+            student, target = latent["sentence_embedding"], teacher["sentence_embedding"]
+            loss = self.output(student, target, fixed, teacher_vectors)
+            terms["output"] = self.distil_share * method.output * loss
+        if latent is not None and method.trajectory:
+            loss = self.trajectory(latent["states"], teacher["states"], fixed, teacher_vectors)
+            terms["trajectory"] = self.distil_share * method.trajectory * loss
+        return terms
+
+
+def positives_of(queries: dict[str, Tensor], documents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """(B,) each query's own positive among the N documents of all processes, and (B, N): which documents are among
+    its other positives and must not count as negatives."""
+    keys = gather(documents["keys"])
+    positives = torch.arange(len(queries["input_ids"]), device=keys.device) + get_rank() * len(documents["keys"])
+    return positives, (queries["positive_keys"][:, :, None] == keys).any(1)
 
 
 def spread(encoded: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
@@ -121,7 +155,7 @@ def spread(encoded: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
     return {key: encoded[key][rows] for key in THOUGHT}
 
 
-def _ids(features: dict[str, Tensor]) -> dict[str, Tensor]:
+def ids_of(features: dict[str, Tensor]) -> dict[str, Tensor]:
     """A text for the model, without what only the loss reads."""
     return {key: features[key] for key in IDS}
 
@@ -131,27 +165,13 @@ def _widened(rows: Tensor, width: int) -> Tensor:
     return nn.functional.pad(rows, (width - rows.shape[1], 0))
 
 
-def _rank() -> int:
-    distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-
-
 def gather(rows: Tensor) -> Tensor:
     """The rows of all processes, in the order of their ranks; gradients flow back to where the rows came from."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return rows
-    if not rows.requires_grad:
-        parts = [torch.empty_like(rows) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(rows.contiguous()))
+    return all_gather(rows.contiguous(), with_grad=rows.requires_grad) if get_world_size() > 1 else rows
 
 
 class BottleneckLoss(nn.Module):
-    """L = contrastive·CL([EMBED]) + reconstruction·CE(decoder) + diversity·mean cos², in two stages (METHOD 4).
+    """L = contrastive·CL([EMBED]) + reconstruction·CE(decoder) + diversity·mean cos², in two stages (LaME).
 
     The decoder head rebuilds each query's positive document from the query's bottleneck states alone ("Only-Answer
     decoding"); of an image, its text, which may be empty. In the first stage the trainer keeps the backbone as it is,
@@ -160,6 +180,8 @@ class BottleneckLoss(nn.Module):
     (``lora={"exclude_modules": ".*vision.*"}`` leaves that as it is for good). Takes the features of
     :class:`laser_lab.training.Collator` and returns every weighted term by name.
     """
+
+    needs_teacher = False
 
     def __init__(self, model: nn.Module, method: ReasonMethod) -> None:
         super().__init__()
@@ -189,10 +211,8 @@ class BottleneckLoss(nn.Module):
         latent = self.model(asked, thinking_steps=method.thinking_steps)
         terms: dict[str, Tensor] = {}
         if method.contrastive:
-            keys, vectors = gather(documents["keys"]), gather(encoded["sentence_embedding"])
-            positives = torch.arange(count, device=keys.device) + _rank() * len(documents["keys"])
-            ignored = (queries["positive_keys"][:, :, None] == keys).any(1)
-            loss = self.contrastive(latent["sentence_embedding"], vectors, positives, ignored)
+            vectors = gather(encoded["sentence_embedding"])
+            loss = self.contrastive(latent["sentence_embedding"], vectors, *positives_of(queries, documents))
             terms["contrastive"] = method.contrastive * loss
         if method.reconstruction:
             terms["reconstruction"] = method.reconstruction * latent["reconstruction"].mean()

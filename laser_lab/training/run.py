@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from laser_lab.base.files import atomic_folder
 from laser_lab.data.readers import COLUMNS, RetrievalTask
 from laser_lab.encoder import LatentRetriever
 from laser_lab.explicit import EXPLICIT_MAX_LENGTH
-from laser_lab.lame import ReasonEncoder, take_up
+from laser_lab.lame import ReasonEncoder, use_reason_tokens
 from laser_lab.loading import load
 from laser_lab.methods import Method, ReasonMethod, method_of
 from laser_lab.training.batches import Collator, training_pairs
@@ -87,7 +88,7 @@ def train(
     output_dir = Path(output_dir)
     pairs = training_pairs(dataset, hard_negatives, seed)
     if method.needs_reasoning and not any(pairs["reasoning"]):
-        raise ValueError("this method distils from the explicit view, but the data has no reasoning")
+        raise ValueError("this method learns from written reasoning, but the data has none")
     if not resume and output_dir.exists() and any(output_dir.iterdir()):
         raise FileExistsError(f"{output_dir} holds a run: pass resume=True to continue it, or choose another folder")
     # A loss or an evaluation never decides what the weights start from: everything random follows from the seed.
@@ -96,15 +97,56 @@ def train(
     set_seed(seed)
     if not isinstance(model, LatentRetriever):
         model = load(model)
-    one_pass = isinstance(method, ReasonMethod)
-    if one_pass:
-        take_up(model, method)
+    set_method(model, method)
+    if lora is not False and not hasattr(model.encoder.backbone.model, "peft_config"):
+        add_lora(model, {} if lora is True else dict(lora))
+    settings = training_settings(arguments, has_dev=dev is not None)
+    args = SentenceTransformerTrainingArguments(
+        output_dir=str(output_dir), seed=seed, data_seed=seed, remove_unused_columns=False, **settings
+    )
+    args.logging_nan_inf_filter = False
+    trainer = LatentTrainer(
+        model=model,
+        args=args,
+        train_dataset=pairs,
+        loss=(BottleneckLoss if isinstance(method, ReasonMethod) else DualViewLoss)(model, method),
+        evaluator=None if dev is None else StepEvaluator(dev),
+        data_collator=Collator(model, method, dataset["reasoning"], explicit_max_length),
+    )
+    checkpoint = last_checkpoint(output_dir) if resume else None
+    started = time.time()
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    model.eval()
+    if trainer.is_world_process_zero():
+        card = run_card(trainer, method, dataset, settings, seed, time.time() - started, checkpoint)
+        shutil.rmtree(output_dir / "final", ignore_errors=True)
+        with atomic_folder(output_dir / "final") as temporary:
+            model.save_pretrained(str(temporary))
+            (temporary / RUN_CARD).write_text(json.dumps(card, indent=2, sort_keys=True))
+    model.history = trainer.state.log_history
+    return model
+
+
+def set_method(model: LatentRetriever, method: Method) -> None:
+    """Let a retriever think as `method` says from now on.
+
+    Raises:
+        ValueError: A model with reason tokens is to be trained by a method without them, or the tokenizer has no token
+            that could end a thought.
+    """
+    if isinstance(method, ReasonMethod):
+        use_reason_tokens(
+            model, method.thinking_steps, decoder=bool(method.reconstruction), start_word=method.start_word
+        )
+        model.encoder.thinking_steps, model.encoder.document_steps = method.thinking_steps, method.document_steps
     elif isinstance(model.encoder, ReasonEncoder):
         raise ValueError("a model with reason tokens is trained by a method with them, such as 'lame'")
-    encoder = model.encoder
-    encoder.thinking_steps, encoder.pooling = method.thinking_steps, method.pooling
-    if lora is not False and not hasattr(encoder.backbone.model, "peft_config"):
-        add_lora(model, {} if lora is True else dict(lora))
+    else:
+        model.encoder.set_thinking(**method.thinking)
+
+
+def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
+    """Arguments of the trainer: the paper's, ours where it names none, and `changes` over both."""
     settings: dict[str, Any] = dict(
         num_train_epochs=1,
         per_device_train_batch_size=8,
@@ -118,42 +160,15 @@ def train(
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    if dev is not None:
+    if has_dev:
         settings |= dict(
             eval_strategy=settings["save_strategy"],
-            eval_steps=arguments.get("save_steps", settings["save_steps"]),
+            eval_steps=changes.get("save_steps", settings["save_steps"]),
             load_best_model_at_end=True,
             metric_for_best_model="eval_ndcg@10",
             greater_is_better=True,
         )
-    settings |= arguments
-    args = SentenceTransformerTrainingArguments(
-        output_dir=str(output_dir), seed=seed, data_seed=seed, remove_unused_columns=False, **settings
-    )
-    args.logging_nan_inf_filter = False
-    trainer = LatentTrainer(
-        model=model,
-        args=args,
-        train_dataset=pairs,
-        loss=(BottleneckLoss if one_pass else DualViewLoss)(model, method),
-        evaluator=None if dev is None else StepEvaluator(dev, method.thinking_steps),
-        data_collator=Collator(model, method, explicit_max_length),
-    )
-    checkpoint = last_checkpoint(output_dir) if resume else None
-    started = time.time()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    model.eval()
-    if trainer.is_world_process_zero():
-        card = run_card(trainer, method, dataset, settings, seed, time.time() - started, checkpoint)
-        final = output_dir / "final"
-        import shutil
-
-        shutil.rmtree(final, ignore_errors=True)
-        with atomic_folder(final) as temporary:
-            model.save_pretrained(str(temporary))
-            (temporary / RUN_CARD).write_text(json.dumps(card, indent=2, sort_keys=True))
-    model.history = trainer.state.log_history
-    return model
+    return settings | changes
 
 
 def add_lora(model: LatentRetriever, changes: dict[str, Any]) -> None:

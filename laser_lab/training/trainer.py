@@ -23,7 +23,7 @@ from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentRetriever, think
 from laser_lab.evaluation import score_steps
 from laser_lab.loading import load
-from laser_lab.training.objectives import DualViewLoss
+from laser_lab.training.objectives import BottleneckLoss, DualViewLoss
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +38,16 @@ class NonFiniteLoss(RuntimeError):
 class StepEvaluator(BaseEvaluator):
     """Held-out quality of the pooled embedding and of every step: ``ndcg@10``, ``ndcg@10_step1``, ..."""
 
-    def __init__(self, task: RetrievalTask, thinking_steps: int, batch_size: int = 64) -> None:
+    def __init__(self, task: RetrievalTask, batch_size: int = 64) -> None:
         super().__init__()
-        self.task, self.thinking_steps, self.batch_size = task, thinking_steps, batch_size
+        self.task, self.batch_size = task, batch_size
         self.primary_metric = "ndcg@10"
 
     def __call__(self, model: LatentRetriever, output_path: str | None = None, epoch: int = -1, steps: int = -1):
-        options: dict[str, Any] = dict(thinking_steps=self.thinking_steps, batch_size=self.batch_size)
-        queries = think(model, list(self.task.queries.values()), prompt_name="query", **options)
-        documents = think(model, list(self.task.corpus.values()), prompt_name="document", **options)
+        queries, documents = (
+            think(model, list(texts.values()), prompt_name=side, batch_size=self.batch_size)
+            for texts, side in ((self.task.queries, "query"), (self.task.corpus, "document"))
+        )
         means = score_steps(queries, documents, self.task).groupby("thinking_steps")["ndcg@10"].mean()
         metrics = {f"ndcg@10_step{step}": float(value) for step, value in means.items()}
         return {"ndcg@10": float(means.iloc[-1])} | metrics
@@ -66,14 +67,14 @@ class LatentTrainer(SentenceTransformerTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step; the gradients of a backbone that is frozen at this point of the training are dropped. Its parameters
         stay known to the optimizer and to other processes, so the stages can change in the middle of a run."""
-        loss: DualViewLoss = self.loss
+        loss: DualViewLoss | BottleneckLoss = self.loss
         loss.progress = self.state.global_step / max(1, self.state.max_steps)
-        if loss.method.teacher_first and not loss.explicit_only and loss.teacher is None:
+        if loss.needs_teacher:
             loss.teacher = self._frozen_teacher()
         backbone = self.accelerator.unwrap_model(self.model).encoder.backbone
         with folded(backbone):
             value = super().training_step(*args, **kwargs)
-        if getattr(loss, "backbone_frozen", False):
+        if loss.backbone_frozen:
             for parameter in backbone.parameters():
                 parameter.grad = None
         return value

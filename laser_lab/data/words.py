@@ -1,0 +1,50 @@
+"""The words of texts as a tokenizer's ids: what a thought can be asked to say."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+class Words:
+    """Token ids of texts as they stand after a space; special tokens, punctuation and white space are no words.
+
+    Two ids are the same word if they differ only in case or leading space ("Star", "▁star").
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self._special = set(tokenizer.all_special_ids)
+        self._names: dict[int, str] = {}
+
+    def name(self, token_id: int) -> str:
+        """What the token says, in lower case and without space; empty where it is no word."""
+        if token_id not in self._names:
+            text = "" if token_id in self._special else self.tokenizer.decode([token_id]).strip().lower()
+            self._names[token_id] = text if any(character.isalnum() for character in text) else ""
+        return self._names[token_id]
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The word tokens of each text, in order, with repetitions."""
+        if not texts:
+            return []
+        encoded = self.tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]
+        return [[i for i in ids if self.name(i)] for ids in encoded]
+
+    def names(self, text: str) -> set[str]:
+        """The different words of a text, as it stands at its beginning and after a space."""
+        encoded = self.tokenizer([text, f" {text}"], add_special_tokens=False)["input_ids"]
+        return {self.name(i) for ids in encoded for i in ids} - {""}
+
+
+def inverse_document_frequency(documents: Iterable[Iterable[int]]) -> tuple[dict[int, float], float]:
+    """log((1 + N) / (1 + n_i)) of each token id i that n_i of N documents hold, and the value of one that none does.
+    A token that all documents hold gets 0."""
+    counts: Counter[int] = Counter()
+    total = 0
+    for ids in documents:
+        counts.update(set(ids))
+        total += 1
+    return {i: math.log((1 + total) / (1 + n)) for i, n in counts.items()}, math.log(1 + total)
