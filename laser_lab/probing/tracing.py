@@ -1,11 +1,11 @@
-"""What happens inside the backbone while it thinks: the residual stream behind every layer. It only watches.
+"""The residual stream behind every layer while the backbone thinks. Watching it changes nothing.
 
 Layers and the final norm are found by structure, so nothing here knows a model family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -127,6 +127,7 @@ def think_layers(
     *,
     prompt_name: str | None = None,
     batch_size: int = 32,
+    edit: Callable[[int, Tensor, list[int]], Tensor] | None = None,
 ) -> LayerThoughts:
     """:func:`laser_lab.think`, and the residual stream of every layer at every step.
 
@@ -145,9 +146,11 @@ def think_layers(
     with torch.inference_mode():
         for start in range(0, len(texts), batch_size):
             rows = slice(start, start + batch_size)
+            batch = list(range(len(texts)))[rows]
+            change = None if edit is None else lambda k, soft_token, batch=batch: edit(k, soft_token, batch)
             features = {k: v.to(model.device) for k, v in encoder.preprocess(texts[rows], prompt=prompt).items()}
             with trace(encoder.backbone, 1 if one_pass is None else steps + 1) as calls:
-                found = encoder.think_aloud(features, steps)
+                found = encoder.think_aloud(features, steps, change)
             for tensor, values in zip(tensors, found, strict=True):
                 tensor[rows] = values.float().cpu()
             # pooling "generated" drops the first call's state; the last position of one pass is [EMBED]
