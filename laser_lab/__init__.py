@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
 
         return train
     if name == "explore":  # as do the explorer's parts
-        from laser_lab.explorer.explorer import explore
+        from laser_lab.explorer import explore
 
         return explore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,7 +14,7 @@ from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.methods import method_of
-from laser_lab.probing import causal
+from laser_lab.probing import causal, swaps, vocabulary
 from laser_lab.thinking import pool
 from laser_lab.training.run import set_method
 
@@ -80,7 +80,7 @@ def test_a_replaced_token_is_what_reading_it_would_be():
     """Feeding back the embedding of a word is the same as a text that goes on with this word."""
     model = retriever("gemma3")  # scales its embeddings
     with_word = ll.think(model, ["why is the sky blue"], 1)
-    edit = causal.replace(1, causal.token_embeddings(model, ["blue"])[0])
+    edit = causal.replace(1, vocabulary.token_embeddings(model, ["blue"])[0])
     thought = ll.think(model, ["why is the sky"], 2, edit=edit)
     torch.testing.assert_close(thought.states[:, 1], with_word.states[:, 0], atol=1e-5, rtol=1e-5)
 
@@ -123,9 +123,9 @@ def test_bad_values(model):
         causal.replace(1, torch.zeros(1, 2, 3))
     with pytest.raises(ValueError, match="width 32"):
         ll.think(model, TEXTS, edit=causal.replace(1, torch.zeros(7)))
-    for text in ("blue sky", "unheard", ""):
-        with pytest.raises(ValueError, match="not one token"):
-            causal.token_embeddings(model, [text])
+    for text, message in {"blue sky": "not one token but 2", "unheard": "no token of this model", "": "empty"}.items():
+        with pytest.raises(ValueError, match=message):
+            vocabulary.token_embeddings(model, [text])
     with pytest.raises(ValueError, match="at least two texts"):
         causal.interventions(model, ["sea"])
 
@@ -211,55 +211,55 @@ def test_bridge_swaps_lead_elsewhere(small_world, by):
     world, model = small_world
     compositions = {c.id: c for c in world.test}
     for step in (1, 2):
-        swaps = causal.bridge_swaps(model, world, step, 3, by=by)
-        assert set(swaps.readout) == {"all", "later"} and len(swaps)
-        for row in swaps.itertuples():
+        found = swaps.bridge_swaps(model, world, step, 3, by=by)
+        assert set(found.readout) == {"all", "later"} and len(found)
+        for row in found.itertuples():
             c = compositions[row.query_id]
             changed = world.compose(row.swapped, c.relations[step:]).answer
             assert row.bridge == c.bridges[step - 1] and row.changed_answer == changed
             assert changed not in {c.start, *c.bridges, row.swapped}, "only the changed path leads there"
             expected = {c.answer: "true path", changed: "changed path"}.get(row.retrieved, "elsewhere")
             assert row.outcome == expected
-        rates = causal.outcome_rates(swaps)
+        rates = swaps.outcome_rates(found)
         np.testing.assert_allclose(rates.groupby("readout")[["rate", "undisturbed"]].sum(), 1)
 
 
 def test_swaps_of_strength_zero_are_undisturbed(small_world):
     world, model = small_world
-    swaps = causal.bridge_swaps(model, world, 1, 3, strength=0.0)
-    assert (swaps.retrieved == swaps.undisturbed).all() and (swaps.outcome == swaps.undisturbed_outcome).all()
+    found = swaps.bridge_swaps(model, world, 1, 3, strength=0.0)
+    assert (found.retrieved == found.undisturbed).all() and (found.outcome == found.undisturbed_outcome).all()
     task = world.task("test")
     ranking = ll.rank(model, task, top=1, thinking_steps=3).set_index("query_id")["doc_id"]
-    pooled = swaps[swaps.readout == "all"]
+    pooled = found[found.readout == "all"]
     assert (pooled.retrieved.to_numpy() == ranking[pooled.query_id].to_numpy()).all()
 
 
 @pytest.mark.parametrize("by", ["token", "thought"])
 def test_swaps_with_known_thoughts_are_the_same(small_world, by):
     world, model = small_world
-    known = causal.undisturbed_thoughts(model, world, 3)
-    expected = causal.bridge_swaps(model, world, 1, 3, by=by)
-    pd.testing.assert_frame_equal(causal.bridge_swaps(model, world, 1, 3, by=by, undisturbed=known), expected)
+    known = swaps.undisturbed_thoughts(model, world, 3)
+    expected = swaps.bridge_swaps(model, world, 1, 3, by=by)
+    pd.testing.assert_frame_equal(swaps.bridge_swaps(model, world, 1, 3, by=by, undisturbed=known), expected)
 
 
 def test_swaps_refuse_other_thoughts(small_world):
     world, model = small_world
     for known in (
-        causal.undisturbed_thoughts(model, world, 2),
-        causal.undisturbed_thoughts(model, world, 3, split="dev"),
-        causal.undisturbed_thoughts(model, world, 3)[::-1],
+        swaps.undisturbed_thoughts(model, world, 2),
+        swaps.undisturbed_thoughts(model, world, 3, split="dev"),
+        swaps.undisturbed_thoughts(model, world, 3)[::-1],
     ):
         with pytest.raises(ValueError, match="not those about this world's test split with K=3"):
-            causal.bridge_swaps(model, world, 1, 3, undisturbed=known)
+            swaps.bridge_swaps(model, world, 1, 3, undisturbed=known)
 
 
 def test_swaps_refuse_what_leads_nowhere(small_world):
     world, model = small_world
     for step, steps in ((3, 6), (2, 2), (1, 1), (0, 3)):
         with pytest.raises(ValueError, match="^step must be"):
-            causal.bridge_swaps(model, world, step, steps)
+            swaps.bridge_swaps(model, world, step, steps)
     with pytest.raises(ValueError, match="by must be"):
-        causal.bridge_swaps(model, world, 1, 3, by="magic")
+        swaps.bridge_swaps(model, world, 1, 3, by="magic")
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=200))

@@ -14,7 +14,11 @@ from hypothesis import strategies as st
 import laser_lab as ll
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentEncoder, LatentRetriever
-from laser_lab.explorer.explorer import DOCUMENTS, KINDS, MAPPED, STEPS, TOKENS, Change, Explorer
+from laser_lab.explorer import Change, Explorer
+from laser_lab.explorer.answers import DOCUMENTS, TOKENS
+from laser_lab.explorer.changes import KINDS, STEPS
+from laser_lab.explorer.widget import MAPPED
+from laser_lab.probing import token_id
 from laser_lab.thinking import pool
 
 QUERIES = {"q1": "why is the sky blue", "q2": "sea", "q3": "rain and snow"}
@@ -77,7 +81,7 @@ def test_a_model_that_thinks_in_one_pass(tiny_folder):
     assert None not in knocked["path"]  # no state is pooled, so none can be missing
     with pytest.raises(ValueError, match="at most 3 steps"):
         explorer.answer(QUERY, Change(3, "noise"))
-    assert {c.step for c in explorer._presets(QUERY, "sea")} == {1, 2}
+    assert {c.step for c in explorer.presets(QUERY, "sea")} == {1, 2}
 
 
 def test_tokens_are_the_nearest_tokens(model, explorer):
@@ -87,7 +91,7 @@ def test_tokens_are_the_nearest_tokens(model, explorer):
     assert [t["p"] for step in tokens for t in step] == pytest.approx(frame["probability"].tolist(), abs=1e-4)
     for step in tokens:
         for token in step:  # the name leads back to the token
-            back = model[0].tokenizer.convert_ids_to_tokens(explorer._token_id(token["name"]))
+            back = model[0].tokenizer.convert_ids_to_tokens(token_id(model[0].backbone, token["name"]))
             assert back == token["text"]
 
 
@@ -115,8 +119,10 @@ def test_a_change_is_felt_after_its_step_only(model, explorer, kind, value):
         if kind == "token":
             return model[0].backbone.embed(model[0].tokenizer("snow", return_tensors="pt")["input_ids"])[0]
         if kind == "noise":
-            assert explorer._rollout(QUERY, change)[1][step - 1].norm() == pytest.approx(float(soft_token.norm()))
-            return explorer._rollout(QUERY, change)[1][step - 1]
+            put = explorer._rollout(QUERY, change)[1][step - 1]
+            assert put.norm() == pytest.approx(float(soft_token.norm()))
+            assert abs(torch.cosine_similarity(put, soft_token[0], dim=0)) < 0.6, "a direction of its own"
+            return put[None]
         texts = [value] if kind == "query" else list(QUERIES.values())
         states = ll.think(model, texts, STEPS, prompt_name="query").states[:, step - 1]
         return model[0].backbone.soft_token(states).mean(0, keepdim=True)
@@ -232,7 +238,7 @@ def test_bad_changes(explorer):
     }.items():
         with pytest.raises(ValueError, match=message):
             explorer.answer(QUERY, Change(1, "token", name))
-    assert explorer._token_id("<unk>") == explorer.model[0].tokenizer.unk_token_id
+    assert token_id(explorer.model[0].backbone, "<unk>") == explorer.model[0].tokenizer.unk_token_id
 
 
 def test_labels_show_white_space():

@@ -18,11 +18,11 @@ import pytest
 
 import laser_lab as ll
 from laser_lab.data.readers import RetrievalTask
-from laser_lab.explorer.explorer import DOCUMENTS, Change, Explorer
-from laser_lab.lab import notebooks
+from laser_lab.explorer import Change, Explorer
+from laser_lab.explorer.answers import DOCUMENTS
 
 pytestmark = pytest.mark.slow
-ROOT = notebooks.FOLDER.parent
+ROOT = Path(__file__).resolve().parents[1]
 SHOTS = ROOT / "build" / "explorer"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = (

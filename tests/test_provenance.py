@@ -38,5 +38,5 @@ def test_the_keys_of_cells_and_rows_reach_what_they_read():
     for name, more in (("cells", "probing.vocabulary"), ("entailment", "rewriting")):
         found = set(reachable(f"laser_lab.lab.{name}"))
         assert {f"laser_lab.{part}" for part in (*wanted, more)} <= found, name
-        assert "laser_lab.explorer.explorer" not in found
+        assert not any(name.startswith("laser_lab.explorer") for name in found)
     assert "laser_lab" in modules()

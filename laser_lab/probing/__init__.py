@@ -1,1 +1,82 @@
-"""Probes read :class:`laser_lab.Thoughts`; they never train and never plot."""
+"""Probes: what thoughts say, hold and do. They read :class:`laser_lab.Thoughts`; they never train a model and never
+plot."""
+
+from laser_lab.probing.causal import (
+    Edit,
+    Intervention,
+    blend,
+    effect_sizes,
+    interventions,
+    knock_out,
+    leave_out,
+    noise,
+    rank_effects,
+    relevant_ranks,
+    replace,
+    soft_tokens,
+    steer,
+    swap,
+    think_and_keep,
+)
+from laser_lab.probing.geometry import (
+    cka,
+    cka_with_segments,
+    drift,
+    effective_rank,
+    effective_ranks,
+    hop_labels,
+    linear_probes,
+)
+from laser_lab.probing.swaps import bridge_swaps, outcome_rates, undisturbed_thoughts
+from laser_lab.probing.tracing import LayerThoughts, think_layers, trace
+from laser_lab.probing.vocabulary import (
+    decode_tokens,
+    fed_back,
+    logit_lens,
+    nearest_tokens,
+    readable,
+    reasoning_mass,
+    token_embeddings,
+    token_id,
+    token_names,
+)
+
+__all__ = [
+    "Edit",
+    "Intervention",
+    "LayerThoughts",
+    "blend",
+    "bridge_swaps",
+    "cka",
+    "cka_with_segments",
+    "decode_tokens",
+    "drift",
+    "effect_sizes",
+    "effective_rank",
+    "effective_ranks",
+    "fed_back",
+    "hop_labels",
+    "interventions",
+    "knock_out",
+    "leave_out",
+    "linear_probes",
+    "logit_lens",
+    "nearest_tokens",
+    "noise",
+    "outcome_rates",
+    "rank_effects",
+    "readable",
+    "reasoning_mass",
+    "relevant_ranks",
+    "replace",
+    "soft_tokens",
+    "steer",
+    "swap",
+    "think_and_keep",
+    "think_layers",
+    "token_embeddings",
+    "token_id",
+    "token_names",
+    "trace",
+    "undisturbed_thoughts",
+]

@@ -1,5 +1,5 @@
 """Where thoughts lie: what a linear probe reads at every layer and step, how steps resemble the explicit view, and
-whether thoughts drift apart or collapse."""
+whether thoughts collapse."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from laser_lab.base.stats import proportion
 from laser_lab.data.hopworld import Composition
 from laser_lab.probing.tracing import LayerThoughts
 from laser_lab.thinking import Thoughts
@@ -38,11 +39,11 @@ def linear_probes(
     test_labels: Mapping[str, Sequence[Any]],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Logistic regressions on standardised states: is a label linearly there, at this layer and step?
+    """Logistic regressions on standardised states: can a label be read linearly at this layer and step?
 
-    A probe can also learn by heart. So each stands beside two others: the *majority* label of the training texts, and
-    the same probe on a *control task* (Hewitt and Liang, 2019): every text gets a label drawn evenly from the same
-    ones, so that whatever the probe makes of the states it can be right by chance only, once in ``classes`` times.
+    A probe can also learn by heart. So each is compared with the *majority* label of the training texts, and with the
+    same probe on a *control task* (Hewitt and Liang, 2019): random labels, drawn evenly from the same classes, which
+    it can get right by chance only, once in ``classes`` times.
 
     Args:
         train_labels, test_labels: Target to a label per text, B of them, for a probe at every step; or to (B, K)
@@ -58,8 +59,6 @@ def linear_probes(
             label per text.
     """
     import pandas as pd
-
-    from laser_lab.base.stats import proportion
 
     if list(train_labels) != list(test_labels):
         raise ValueError(f"targets differ: {', '.join(train_labels)} in training, {', '.join(test_labels)} in test")
@@ -102,7 +101,7 @@ def _right(states: Tensor, labels: np.ndarray, test_states: Tensor, test_labels:
 
     _, steps, layers, _ = states.shape
     right = np.zeros((steps, layers, len(test_labels)), dtype=bool)
-    # one thread: the matrices are small, and threads that wait for each other take ten times as long, or more
+    # one thread: the matrices are so small that several take ten times as long
     with threadpool_limits(1):
         for layer in range(layers):
             probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
@@ -122,9 +121,8 @@ def _right(states: Tensor, labels: np.ndarray, test_states: Tensor, test_labels:
 def cka(x: Tensor, y: Tensor) -> float:
     """Linear centred kernel alignment of two sets of states of the same n texts, (n, D) and (n, D').
 
-    1: the same up to rotation and scale. The debiased estimate (Kornblith et al., 2019, with the unbiased HSIC of Song
-    et al., 2012) is 0 on average for unrelated states, however few texts there are; it can fall slightly below.
-    Constant states, which resemble nothing, give NaN.
+    1: the same up to rotation and scale. The debiased estimate (Kornblith et al., 2019; HSIC of Song et al., 2012) is
+    0 on average for unrelated states, however few texts, and can fall slightly below. Constant states give NaN.
 
     Raises:
         ValueError: Fewer than four texts, or different numbers of them.
@@ -168,9 +166,8 @@ def cka_with_segments(thoughts: Thoughts, segment_states: Tensor) -> pd.DataFram
 
 
 def drift(thoughts: Thoughts) -> pd.DataFrame:
-    """How far each thought wanders: a row per text and step with the cosine of h_k ``to_first`` state, ``to_previous``
-    (NaN at the first step), and ``to_others``: the mean cosine to the states of all other texts at this step, 1 where
-    thoughts have collapsed into one."""
+    """How far each thought moves: a row per text and step with the cosine of h_k ``to_first`` state, ``to_previous``
+    (NaN at the first step) and ``to_others``, the mean over the other texts' states at this step (1: collapsed)."""
     import pandas as pd
 
     unit = torch.nn.functional.normalize(thoughts.states.double(), dim=-1)
@@ -188,8 +185,8 @@ def drift(thoughts: Thoughts) -> pd.DataFrame:
 
 
 def effective_rank(states: Tensor) -> float:
-    """exp of the entropy of the normalised singular values of the centred (n, D) states (Roy and Vetterli, 2007): how
-    many directions the texts spread over, from 1 to min(n - 1, D). 0 where all states are the same."""
+    """How many directions n texts spread over, from 1 to min(n - 1, D): exp of the entropy of the normalised singular
+    values of their centred (n, D) states (Roy and Vetterli, 2007). 0 where all states are the same."""
     values = torch.linalg.svdvals(states.double() - states.double().mean(0))
     if not values.sum() > 1e-9 * states.double().abs().max():
         return 0.0

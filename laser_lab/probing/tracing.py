@@ -1,11 +1,11 @@
-"""What happens inside the backbone while it thinks: the residual stream behind every layer. It only watches.
+"""The residual stream behind every layer while the backbone thinks. Watching it changes nothing.
 
 Layers and the final norm are found by structure, so nothing here knows a model family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -128,6 +128,7 @@ def think_layers(
     *,
     prompt_name: str | None = None,
     batch_size: int = 32,
+    edit: Callable[[int, Tensor, list[int]], Tensor] | None = None,
 ) -> LayerThoughts:
     """:func:`laser_lab.think`, and the residual stream of every layer at every step.
 
@@ -145,8 +146,10 @@ def think_layers(
         for rows in in_batches(texts, batch_size):
             features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
             features = {k: v.to(model.device) for k, v in features.items()}
+            change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
             with trace(encoder.backbone, 1 if one_pass is None else steps + 1) as calls:
-                thought = encoder.think(features, steps, threshold=0.0)  # every row stays in every call
+                # threshold 0: every row stays in every call
+                thought = encoder.think(features, steps, threshold=0.0, edit=change)
             # pooling "generated" drops the first call's state; the last position of one pass is [EMBED]
             kept = calls[-steps:] if one_pass is None else calls[-steps - 1 : -1]
             put_rows(found, rows, thought | {"layers": torch.stack(kept, dim=1)}, len(texts))

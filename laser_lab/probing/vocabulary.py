@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
+from laser_lab.backbone import Backbone
+from laser_lab.encoder import think
+from laser_lab.probing.tracing import LayerThoughts, final_norm
 from laser_lab.thinking import Thoughts
 
 if TYPE_CHECKING:
     import pandas as pd
     from sentence_transformers import SentenceTransformer
 
-    from laser_lab.probing.tracing import LayerThoughts
-
 
 def fed_back(model: SentenceTransformer, texts: Sequence[str], thinking_steps: int, **options: Any) -> Thoughts:
     """:func:`laser_lab.think`, but state k is always the one that soft token k comes from.
 
-    A retriever that pools only the generated tokens (GIRCSE) does not pool the first of them; here nothing is left
-    out, so that the thoughts of all methods are read at the same place.
+    Pooling ``"generated"`` (GIRCSE) leaves out the first of them. Here none is, so that the thoughts of all methods
+    are read at the same place.
     """
-    from laser_lab.encoder import think
-
     encoder = model[0]
     pooling, encoder.pooling = encoder.pooling, "all"
     try:
         return think(model, texts, thinking_steps, **options)
     finally:
         encoder.pooling = pooling
+
+
+# -- what states say -----------------------------------------------------------------------------------------------
 
 
 def nearest_tokens(
@@ -39,7 +46,7 @@ def nearest_tokens(
 
     Args:
         top: Tokens per step, from 1 to V.
-        reading: ``"head"``: probability under softmax(W h_k), the very weights of the soft token that follows step k
+        reading: ``"head"``: probability under softmax(W h_k), the weights of the soft token that follows step k
             (LaSER, section 5.4). ``"embedding"``: cosine of the state h_k to the input embeddings E.
 
     Returns:
@@ -53,27 +60,20 @@ def nearest_tokens(
 
     backbone = model[0].backbone
     table = backbone.embedding_table
-    if not 1 <= top <= len(table):
-        raise ValueError(f"top must be from 1 to the vocabulary size {len(table)}, got {top}")
+    check_top(top, len(table))
     if reading not in ("head", "embedding"):
         raise ValueError(f"reading must be 'head' or 'embedding', got {reading!r}")
-    measure = "probability" if reading == "head" else "cosine"
     rows = []
     with torch.inference_mode():
-        unit_table = torch.nn.functional.normalize(table.float(), dim=-1) if reading == "embedding" else None
+        unit_table = normalize(table.float(), dim=-1) if reading == "embedding" else None
         for index, text in enumerate(thoughts.texts):
             states = thoughts.states[index].to(table.device)
             if unit_table is None:
                 scores = backbone.logits(states.to(backbone.head.weight.dtype)).softmax(-1)
             else:
-                scores = torch.nn.functional.normalize(states, dim=-1) @ unit_table.T
-            values, ids = (x.cpu() for x in scores.topk(top))
-            tokens = [decode_tokens(backbone.tokenizer, step_ids) for step_ids in ids.tolist()]
-            rows += [
-                (index, text, step + 1, rank + 1, int(ids[step, rank]), tokens[step][rank], float(values[step, rank]))
-                for step in range(thoughts.thinking_steps)
-                for rank in range(top)
-            ]
+                scores = normalize(states, dim=-1) @ unit_table.T
+            rows += [(index, text, step + 1, *found) for step, *found in _best(backbone, scores, top)]
+    measure = "probability" if reading == "head" else "cosine"
     return pd.DataFrame(rows, columns=["text", "query", "step", "rank", "token_id", "token", measure])
 
 
@@ -82,7 +82,7 @@ def logit_lens(model: SentenceTransformer, traced: LayerThoughts, top: int = 5) 
     2020). The last layer says what :func:`nearest_tokens` reads from the state itself.
 
     Args:
-        traced: Of :func:`laser_lab.probing.tracing.think_layers`.
+        traced: Of :func:`laser_lab.probing.think_layers`.
 
     Returns:
         A tidy frame, one row per (text, step, layer, rank): as :func:`nearest_tokens`, and ``layer`` (0: what enters
@@ -93,44 +93,51 @@ def logit_lens(model: SentenceTransformer, traced: LayerThoughts, top: int = 5) 
     """
     import pandas as pd
 
-    from laser_lab.probing.tracing import final_norm
-
     backbone = model[0].backbone
     norm, table = final_norm(backbone), backbone.embedding_table
-    if not 1 <= top <= len(table):
-        raise ValueError(f"top must be from 1 to the vocabulary size {len(table)}, got {top}")
+    check_top(top, len(table))
     rows = []
     for index, text in enumerate(traced.thoughts.texts):
-        for step, stream in enumerate(traced.layers[index]):
+        for step, stream in enumerate(traced.layers[index], 1):
             with torch.inference_mode():
                 probabilities = backbone.logits(norm(stream.to(table))).softmax(-1)
-                values, ids = (x.tolist() for x in probabilities.topk(top))
-            for layer, (said, weights) in enumerate(zip(ids, values)):
-                tokens = decode_tokens(backbone.tokenizer, said)
-                rows += [
-                    (index, text, step + 1, layer, rank, *found)
-                    for rank, found in enumerate(zip(said, tokens, weights), 1)
-                ]
+            rows += [(index, text, step, *found) for found in _best(backbone, probabilities, top)]
     columns = ["text", "query", "step", "layer", "rank", "token_id", "token", "probability"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def check_top(top: int, size: int) -> int:
+    """`top` if there are so many tokens, else a ValueError."""
+    if not 1 <= top <= size:
+        raise ValueError(f"top must be from 1 to the vocabulary size {size}, got {top}")
+    return top
+
+
+def _best(backbone: Backbone, scores: Tensor, top: int) -> Iterator[tuple[int, int, int, str, float]]:
+    """The `top` tokens of each row of (n, V) scores: (row from 0, rank from 1, id, text, score)."""
+    values, ids = (found.tolist() for found in scores.topk(top))
+    for row, found in enumerate(ids):
+        tokens = decode_tokens(backbone.tokenizer, found)
+        for rank, (number, token, value) in enumerate(zip(found, tokens, values[row]), 1):
+            yield row, rank, number, token, value
 
 
 def reasoning_mass(
     model: SentenceTransformer, thoughts: Thoughts, reasonings: Sequence[str | Sequence[str]]
 ) -> pd.DataFrame:
-    """Do thoughts say what the gold reasoning says? For real language, where no single right token is known: the
-    probability that softmax(W h_k) gives to all tokens of the text's reasoning together.
+    """Do thoughts say what the gold reasoning says? The probability that softmax(W h_k) gives to all tokens of the
+    text's reasoning together; for real language, where no single right token is known.
 
-    Common words get some mass whatever is thought, so it stands beside the mass on the reasoning of each *other* text.
-    Only words count, no punctuation, and in each such comparison none that stands in one of the two texts themselves:
-    repeating a question is no reasoning, and both sides must lose the same words to be fair.
+    Common words get some mass whatever is thought, so it is compared with the mass on the reasoning of each *other*
+    text. Only words count, and none that stands in one of the two texts compared: repeating a question is no
+    reasoning, and both sides must lose the same words.
 
     Args:
         reasonings: A reasoning text, or its segments, per text.
 
     Returns:
-        A row per text and step: ``text``, ``query``, ``step``, ``own`` (mass on its own reasoning), ``others`` (on the
-        others'), both means over the other texts, and ``difference`` (own - others).
+        A row per text and step: ``text``, ``query``, ``step``, ``own`` (mass on its own reasoning) and ``others`` (on
+        the others'), means over the other texts, and ``difference`` (own - others).
 
     Raises:
         ValueError: Not a reasoning per text, or a single text: there is nothing to compare it with.
@@ -170,6 +177,68 @@ def _token_ids(tokenizer, *texts: str) -> set[int]:
     return {i for i in ids if any(character.isalnum() for character in tokenizer.decode([i]))}
 
 
-def decode_tokens(tokenizer, ids: list[int]) -> list[str]:
+# -- tokens and their names ----------------------------------------------------------------------------------------
+
+
+def decode_tokens(tokenizer, ids: Sequence[int]) -> list[str]:
     """Each id as readable text of its own (a leading space stays; special tokens keep their names)."""
     return [tokenizer.decode([i], skip_special_tokens=False) or str(tokenizer.convert_ids_to_tokens(i)) for i in ids]
+
+
+def token_names(tokenizer, ids: Sequence[int]) -> list[str]:
+    """What to call each id by: its text where :func:`token_id` leads back from it (from pieces of bytes, say, it does
+    not), else ``#`` and the id."""
+    texts = decode_tokens(tokenizer, ids)
+    back = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    return [text if found == [i] else f"#{i}" for text, found, i in zip(texts, back, ids)]
+
+
+def token_id(backbone: Backbone, name: str) -> int:
+    """The id of the one token that `name` stands for: its text, its name in the vocabulary, or ``#`` and its id.
+
+    Raises:
+        ValueError: It is none, or more than one.
+    """
+    tokenizer, size = backbone.tokenizer, len(backbone.embedding_table)
+    if not name:
+        raise ValueError("Name a token: the name is empty.")
+    if re.fullmatch(r"#[0-9]+", name) and len(name) < 12:
+        if int(name[1:]) >= size:
+            raise ValueError(f"There is no token {name}: the ids go from #0 to #{size - 1}.")
+        return int(name[1:])
+    ids = tokenizer(name[:2000], add_special_tokens=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    if len(ids) == 1 and (ids[0] != unknown or name == tokenizer.unk_token):
+        return ids[0]
+    known = tokenizer.convert_tokens_to_ids(name)
+    if known is not None and known != unknown:
+        return known
+    if len(ids) > 1 and unknown not in ids:
+        pieces = ", ".join(f"“{piece}”" for piece in decode_tokens(tokenizer, ids[:6]))
+        raise ValueError(f"“{name:.60}” is not one token but {len(ids)}: {pieces}. Name one of them.")
+    close = difflib.get_close_matches(name[:60], list(tokenizer.get_vocab()), n=3)
+    hint = f" Did you mean {', '.join(f'“{c}”' for c in close)}?" if close else ""
+    raise ValueError(f"“{name:.60}” is no token of this model.{hint}")
+
+
+def token_embeddings(model: SentenceTransformer, tokens: Sequence[str]) -> Tensor:
+    """(n, D): what the model would read had each of `tokens` stood in the text, scale included.
+
+    Raises:
+        ValueError: A name is not exactly one token (:func:`token_id`).
+    """
+    backbone = model[0].backbone
+    ids = [token_id(backbone, token) for token in tokens]
+    with torch.inference_mode():
+        return backbone.embed(torch.tensor(ids, device=backbone.embedding_table.device))
+
+
+def readable(token: str) -> str:
+    """A token as it can be shown: ␣ for a space at an end, ⏎ for a new line, ⇥ for a tab, U+XXXX for other characters
+    that cannot be seen."""
+    inner = token.strip(" ")
+    start = len(token) - len(token.lstrip(" ")) if inner else len(token)
+    text = "␣" * start + inner + "␣" * (len(token) - start - len(inner))
+    text = re.sub("\r\n|\r|\n", "⏎", text).replace("\t", "⇥")
+    hidden = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+    return "".join(f"U+{ord(c):04X}" if unicodedata.category(c) in hidden else c for c in text) or "␣"

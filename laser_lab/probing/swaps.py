@@ -1,0 +1,174 @@
+"""Swaps in HopWorld: put another entity into a thought and see where the changed path leads retrieval."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from laser_lab.base.stats import proportion
+from laser_lab.data.hopworld import Composition, HopWorld
+from laser_lab.encoder import think
+from laser_lab.probing.causal import blend, check_soft_token, fed_back_count, skipped_states, soft_tokens, steps_of
+from laser_lab.probing.vocabulary import token_embeddings
+from laser_lab.thinking import Thoughts, pool
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sentence_transformers import SentenceTransformer
+
+OUTCOMES = ("changed path", "true path", "elsewhere")
+"""Where retrieval can go: to the end of the changed path, of the true one, or to another document."""
+
+
+def undisturbed_thoughts(
+    model: SentenceTransformer,
+    world: HopWorld,
+    thinking_steps: int | None = None,
+    *,
+    split: str = "test",
+    batch_size: int = 128,
+) -> tuple[Thoughts, Thoughts]:
+    """Thoughts about the queries of `split` and about all documents of `world`, which every :func:`bridge_swaps` of
+    this model is compared with."""
+    steps = steps_of(model, thinking_steps)
+    queries = [c.query for c in world._split(split)]
+    documents = list(world.documents.values())
+    return (
+        think(model, queries, steps, prompt_name="query", batch_size=batch_size),
+        think(model, documents, steps, prompt_name="document", batch_size=batch_size),
+    )
+
+
+def bridge_swaps(
+    model: SentenceTransformer,
+    world: HopWorld,
+    step: int,
+    thinking_steps: int | None = None,
+    *,
+    split: str = "test",
+    by: str = "token",
+    strength: float = 1.0,
+    batch_size: int = 128,
+    seed: int = 0,
+    undisturbed: tuple[Thoughts, Thoughts] | None = None,
+) -> pd.DataFrame:
+    """Think another entity at `step` and see which document is retrieved.
+
+    Soft token k of a trained model says bridge k, from which the remaining relations lead to the answer. Each query
+    gets another entity there, drawn at random, from which they lead to a document that is neither the answer, nor that
+    of an entity on the true path, nor that of the entity put in. If thoughts are used, and not only readable,
+    retrieval moves to the end of the changed path.
+
+    Args:
+        step: k, from 1: before the last hop (a later one leads nowhere) and before the last thinking step.
+        by: ``"token"``: the entity's input embedding is fed back. ``"thought"``: the soft token of another query
+            whose bridge k that entity is.
+        strength: How far the soft token is moved towards it (:func:`laser_lab.probing.blend`).
+        undisturbed: :func:`undisturbed_thoughts` of the same model, split and K, to think them once for many swaps.
+
+    Returns:
+        Two rows for each query that has such an entity, by ``readout``: the embedding pools ``all`` states, or only
+        the ``later`` ones, which have read the swapped token (one pass pools no states: ``all`` alone). Columns:
+        ``query_id``, ``step``, ``readout``, ``bridge``, ``swapped`` (the entity put in), ``answer``,
+        ``changed_answer``, ``retrieved``, ``undisturbed`` (retrieved without the swap), ``outcome`` and
+        ``undisturbed_outcome`` (of :data:`OUTCOMES`), and ``next_changed``: whether the most probable token of the
+        next thought is the next entity of the changed path.
+
+    Raises:
+        ValueError: `step` feeds nothing back or has no hop after it, `by` is unknown, or `undisturbed` is of other
+            queries, documents or K.
+    """
+    steps, hops = steps_of(model, thinking_steps), world.config.hops
+    last = min(hops - 1, fed_back_count(model, steps))
+    if check_soft_token(step) > last:
+        raise ValueError(f"step must be from 1 to {last} ({hops} hops, K={steps}), got {step}")
+    if by not in ("token", "thought"):
+        raise ValueError(f"by must be 'token' or 'thought', got {by!r}")
+    if undisturbed is None:
+        undisturbed = undisturbed_thoughts(model, world, steps, split=split, batch_size=batch_size)
+    before, documents = undisturbed
+    compositions = world._split(split)
+    queries = [c.query for c in compositions]
+    if (before.texts, documents.texts) != (queries, list(world.documents.values())) or before.thinking_steps != steps:
+        raise ValueError(f"the undisturbed thoughts are not those about this world's {split} split with K={steps}")
+    options = dict(thinking_steps=steps, prompt_name="query", batch_size=batch_size)
+    rng = random.Random(f"swaps {seed} {step}")
+    donors = [_donor(world, compositions, c, step, rng, by) for c in compositions]
+    if by == "token":
+        table = token_embeddings(model, world.entities).float().cpu()
+        rows = [world.entities.index(entity) if entity else 0 for _, entity in donors]
+    else:
+        table = soft_tokens(model, queries, **options)[:, step - 1]
+        rows = [row for row, _ in donors]
+    after = think(model, queries, **options, edit=blend(step, table[rows], strength))
+    return _outcomes(model, world, step, (before, after, documents), compositions, [entity for _, entity in donors])
+
+
+def _outcomes(
+    model: SentenceTransformer,
+    world: HopWorld,
+    step: int,
+    thoughts: tuple[Thoughts, Thoughts, Thoughts],
+    compositions: list[Composition],
+    entities: list[str | None],
+) -> pd.DataFrame:
+    """The frame of :func:`bridge_swaps` from the thoughts about the queries before and after, and the documents."""
+    import pandas as pd
+
+    before, after, documents = thoughts
+    documents_of = list(world.documents)
+    changed = step - skipped_states(model)  # from 0: the first pooled state that has read the soft token
+    backbone = model[0].backbone
+    with torch.inference_mode():
+        logits = backbone.logits(after.states[:, changed].to(backbone.embedding_table))
+    said = backbone.tokenizer.convert_ids_to_tokens(logits.argmax(-1).tolist())
+    result = []
+    one_pass = model[0].max_steps is not None  # pools no states
+    for readout in ["all"] if one_pass else ["all", "later"]:
+        found, found_before = (
+            [documents_of[i] for i in (vectors @ documents.embeddings.T).argmax(1).tolist()]
+            for vectors in (t.embeddings if readout == "all" else pool(t.states[:, changed:]) for t in (after, before))
+        )
+        for row, (c, entity) in enumerate(zip(compositions, entities)):
+            if entity is None:
+                continue
+            path = world.compose(entity, c.relations[step:]).bridges
+            ends = {c.answer: "true path", path[-1]: "changed path"}
+            outcomes = [ends.get(document, "elsewhere") for document in (found[row], found_before[row])]
+            query = [c.id, step, readout, c.bridges[step - 1], entity, c.answer, path[-1]]
+            result.append([*query, found[row], found_before[row], *outcomes, said[row] == path[0]])
+    columns = "query_id step readout bridge swapped answer changed_answer retrieved undisturbed"
+    return pd.DataFrame(result, columns=[*columns.split(), "outcome", "undisturbed_outcome", "next_changed"])
+
+
+def _donor(
+    world: HopWorld, compositions: list[Composition], own: Composition, step: int, rng: random.Random, by: str
+) -> tuple[int, str | None]:
+    """(row of a donor, its entity): an entity whose path by the remaining relations ends where nothing else of this
+    query points; (0, None) if there is none."""
+    path = {own.start, *own.bridges}
+    if by == "token":
+        candidates = list(enumerate(world.entities))
+    else:
+        candidates = [(row, c.bridges[step - 1]) for row, c in enumerate(compositions)]
+    for row, entity in rng.sample(candidates, len(candidates)):
+        if entity not in path and world.compose(entity, own.relations[step:]).answer not in path | {entity}:
+            return row, entity
+    return 0, None
+
+
+def outcome_rates(swaps: pd.DataFrame, by: Sequence[str] = ("step", "readout")) -> pd.DataFrame:
+    """How often retrieval went where, of :func:`bridge_swaps`: a row per group and outcome, with the share of queries
+    (``rate``), its 95 % interval (Wilson), ``queries``, and ``undisturbed``: the same share without the swap."""
+    import pandas as pd
+
+    rows = []
+    for key, group in swaps.groupby(list(by), sort=False):
+        for outcome in OUTCOMES:
+            rate, low, high = proportion(group["outcome"] == outcome)
+            undisturbed = float((group["undisturbed_outcome"] == outcome).mean())
+            rows.append([*key, outcome, rate, low, high, len(group), undisturbed])
+    return pd.DataFrame(rows, columns=[*by, "outcome", "rate", "low", "high", "queries", "undisturbed"])
