@@ -233,3 +233,11 @@ def test_a_tokenizer_without_eos():
 def test_thoughts_without_weights_pool_evenly():
     states = torch.randn(2, 3, 8)
     assert torch.equal(Thoughts(["a", "b"], states).embeddings, pool(states))
+
+
+def test_tokens_are_read_up_to_the_end(model):
+    model.encoder.halting_threshold = 0.5
+    thoughts = ll.think(model, TEXTS)
+    assert len(set(thoughts.steps_taken.tolist())) > 1
+    found = ll.nearest_tokens(model, thoughts, top=1).groupby("text")["step"].max()
+    assert found.tolist() == thoughts.steps_taken.tolist()

@@ -42,7 +42,8 @@ def fed_back(model: SentenceTransformer, texts: Sequence[str], thinking_steps: i
 def nearest_tokens(
     model: SentenceTransformer, thoughts: Thoughts, top: int = 10, reading: str = "head"
 ) -> pd.DataFrame:
-    """The `top` vocabulary tokens nearest to each state of each thought, best first.
+    """The `top` vocabulary tokens nearest to each state of each thought, best first. A thought that ended has no rows
+    for the steps that it did not take.
 
     Args:
         top: Tokens per step, from 1 to V.
@@ -67,7 +68,7 @@ def nearest_tokens(
     with torch.inference_mode():
         unit_table = normalize(table.float(), dim=-1) if reading == "embedding" else None
         for index, text in enumerate(thoughts.texts):
-            states = thoughts.states[index].to(table.device)
+            states = thoughts.states[index, : int(thoughts.steps_taken[index])].to(table.device)
             if unit_table is None:
                 scores = backbone.logits(states.to(backbone.head.weight.dtype)).softmax(-1)
             else:
@@ -157,7 +158,7 @@ def reasoning_mass(
     rows = []
     for index, text in enumerate(thoughts.texts):
         with torch.no_grad():
-            states = thoughts.states[index].to(backbone.embedding_table)
+            states = thoughts.states[index, : int(thoughts.steps_taken[index])].to(backbone.embedding_table)
             probabilities = backbone.logits(states).softmax(-1).cpu()[:, words] * not_in_text[:, index]  # (K, words)
         others = torch.arange(len(thoughts)) != index
         own = (probabilities * in_reasoning[:, index]) @ not_in_text[:, others]  # (K, texts - 1)
