@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from joblib import Parallel, delayed
 
+from laser_lab.base.stats import summarise
 from laser_lab.lab import cells as experiments
-from laser_lab.lab.cells import Cell, run, run_cell
+from laser_lab.lab.cells import Cell, run
 
 WORLD = dict(entities=12, relations=2, hops=2, dev=4, test=8, layers=1, hidden_size=16, heads=2, pretrain_steps=5)
 SETTINGS = dict(max_steps=2, per_device_train_batch_size=4)
@@ -34,6 +35,32 @@ def test_the_key_is_the_whole_configuration():
     assert len(keys) == 8
     assert cell().key == cell().key
     assert Cell("laser").key == Cell("laser", thinking_steps=3).key, "the method's own K is no other configuration"
+
+
+def test_keys_cover_the_code_and_how_far_is_read(monkeypatch):
+    before = cell().key
+    monkeypatch.setattr(experiments, "READ_STEPS", 9)
+    assert cell().key != before
+    monkeypatch.undo()
+    monkeypatch.setattr("laser_lab.lab.cached.code_version", lambda module: f"another {module}")
+    assert cell().key != before
+
+
+def test_a_world_does_not_overwrite_what_a_training_says(tmp_path, monkeypatch):
+    """With its seed in the place of theirs, three trainings were averaged as one."""
+    frames = []
+    for seed in range(3):
+        one = cell(seed=seed, world=WORLD | {"seed": 1}, changes={"thinking_steps": 5, "output": 1.0})
+        monkeypatch.setattr(Cell, "folder", tmp_path / str(seed))
+        one.folder.mkdir()
+        table = pd.DataFrame({"query_id": ["a", "b"], "thinking_steps": [2, 2], "ndcg@10": [0.1 * seed, 0.2]})
+        table.to_csv(one.folder / "per_query.csv", index=False)
+        frames.append(one.frame())
+    frame = pd.concat(frames)
+    assert frame["seed"].unique().tolist() == [0, 1, 2] and set(frame["world_seed"]) == {1}
+    assert set(frame["thinking_steps"]) == {2} and set(frame["method_thinking_steps"]) == {5}
+    assert set(frame["hops"]) == {2} and set(frame["layers"]) == {1} and set(frame["output"]) == {1.0}
+    assert summarise(frame, ["method", "hops"])["seeds"].item() == 3
 
 
 def test_a_grid_is_cached_continues_and_is_the_same_in_processes(tmp_path, monkeypatch):
@@ -66,7 +93,7 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
 def test_two_processes_at_the_same_cell_train_it_once(tmp_path, monkeypatch):
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
     jobs = Parallel(n_jobs=2)
-    assert jobs(delayed(experiments._quietly)(run_cell, cell(), tmp_path) for _ in range(2)) == [None, None]
+    assert jobs(delayed(experiments._quietly)(Cell.run, cell(), tmp_path) for _ in range(2)) == [None, None]
     assert cell().done
 
 

@@ -30,8 +30,13 @@ def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float, float]:
     if values.ndim == 1 or 1 in values.shape:
         found = bootstrap((values.ravel(),), np.mean, **options)
     else:
-        indices = tuple(np.arange(size) for size in values.shape)
-        found = bootstrap(indices, lambda s, q: values[np.ix_(s, q)].mean(), vectorized=False, **options)
+        every_seed, every_question = (np.arange(size) for size in values.shape)
+
+        def resampled(seeds: np.ndarray, questions: np.ndarray, axis: int = -1) -> np.ndarray:
+            weights = (seeds[..., None] == every_seed).mean(axis=-2)
+            return np.take_along_axis(weights @ values, questions, axis=axis).mean(axis=axis)
+
+        found = bootstrap((every_seed, every_question), resampled, vectorized=True, **options)
     return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
