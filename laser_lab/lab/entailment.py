@@ -1,7 +1,8 @@
 """The experiment on real text: EntailmentBank, a real language model, human reasoning.
 
-What runs is in a file: ``python -m laser_lab.lab.entailment CONFIG.yaml --data FOLDER --out TABLE.csv``. Finished rows lie in the cache, so the table can be run in pieces and on any machine. After every row three records are
-written: ``TABLE.csv``, ``TABLE_per_query.csv`` and ``TABLE_runs.json``.
+``python -m laser_lab.lab.entailment CONFIG.yaml --data FOLDER --out TABLE.csv`` runs the rows of a file. Finished rows
+lie in the cache, so it can be run in pieces and on any machine. After every row three records are written:
+``TABLE.csv``, ``TABLE_per_query.csv`` and ``TABLE_runs.json``.
 """
 
 from __future__ import annotations
