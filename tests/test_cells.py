@@ -1,15 +1,14 @@
-"""Cells, their cache, and the statistics over them."""
+"""Cells and their cache."""
 
 import json
 
-import numpy as np
 import pandas as pd
 import pytest
 from joblib import Parallel, delayed
 
-from laser_lab.base.stats import compare, contrasts, interval, summarise
+from laser_lab.base.stats import summarise
 from laser_lab.lab import cells as experiments
-from laser_lab.lab.cells import Cell, run, run_cell
+from laser_lab.lab.cells import Cell, run
 
 WORLD = dict(entities=12, relations=2, hops=2, dev=4, test=8, layers=1, hidden_size=16, heads=2, pretrain_steps=5)
 SETTINGS = dict(max_steps=2, per_device_train_batch_size=4)
@@ -17,16 +16,6 @@ SETTINGS = dict(max_steps=2, per_device_train_batch_size=4)
 
 def cell(**changes):
     return Cell(**(dict(method="laser", thinking_steps=2, world=WORLD, settings=SETTINGS) | changes))
-
-
-def table(values, methods=("a", "b")):
-    """(method, seed, query) array to a frame."""
-    return pd.DataFrame(
-        dict(method=m, seed=s, query_id=f"q{q}", **{"ndcg@10": values[i, s, q]})
-        for i, m in enumerate(methods)
-        for s in range(values.shape[1])
-        for q in range(values.shape[2])
-    )
 
 
 def test_the_key_is_the_whole_configuration():
@@ -46,6 +35,32 @@ def test_the_key_is_the_whole_configuration():
     assert len(keys) == 8
     assert cell().key == cell().key
     assert Cell("laser").key == Cell("laser", thinking_steps=3).key, "the method's own K is no other configuration"
+
+
+def test_keys_cover_the_code_and_how_far_is_read(monkeypatch):
+    before = cell().key
+    monkeypatch.setattr(experiments, "READ_STEPS", 9)
+    assert cell().key != before
+    monkeypatch.undo()
+    monkeypatch.setattr("laser_lab.lab.cached.code_version", lambda module: f"another {module}")
+    assert cell().key != before
+
+
+def test_a_world_does_not_overwrite_what_a_training_says(tmp_path, monkeypatch):
+    """With its seed in the place of theirs, three trainings were averaged as one."""
+    frames = []
+    for seed in range(3):
+        one = cell(seed=seed, world=WORLD | {"seed": 1}, changes={"thinking_steps": 5, "output": 1.0})
+        monkeypatch.setattr(Cell, "folder", tmp_path / str(seed))
+        one.folder.mkdir()
+        table = pd.DataFrame({"query_id": ["a", "b"], "thinking_steps": [2, 2], "ndcg@10": [0.1 * seed, 0.2]})
+        table.to_csv(one.folder / "per_query.csv", index=False)
+        frames.append(one.frame())
+    frame = pd.concat(frames)
+    assert frame["seed"].unique().tolist() == [0, 1, 2] and set(frame["world_seed"]) == {1}
+    assert set(frame["thinking_steps"]) == {2} and set(frame["method_thinking_steps"]) == {5}
+    assert set(frame["hops"]) == {2} and set(frame["layers"]) == {1} and set(frame["output"]) == {1.0}
+    assert summarise(frame, ["method", "hops"])["seeds"].item() == 3
 
 
 def test_a_grid_is_cached_continues_and_is_the_same_in_processes(tmp_path, monkeypatch):
@@ -78,73 +93,8 @@ def test_a_failing_cell_is_named_and_the_others_are_kept(tmp_path, monkeypatch):
 def test_two_processes_at_the_same_cell_train_it_once(tmp_path, monkeypatch):
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
     jobs = Parallel(n_jobs=2)
-    assert jobs(delayed(experiments._quietly)(run_cell, cell(), tmp_path) for _ in range(2)) == [None, None]
+    assert jobs(delayed(experiments._quietly)(Cell.run, cell(), tmp_path) for _ in range(2)) == [None, None]
     assert cell().done
-
-
-def test_intervals_hold_the_mean_and_narrow():
-    rng = np.random.default_rng(0)
-    for size in (5, 500):
-        mean, low, high = interval(rng.random(size))
-        assert low < mean < high
-    assert high - low < 0.1
-    assert interval([0.5]) == interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
-
-
-def test_summaries_count_seeds_and_queries():
-    rng = np.random.default_rng(0)
-    within = rng.random((1, 3, 50))
-    apart = within + np.array([-0.3, 0, 0.3])[None, :, None]  # the seeds disagree
-    one, other = (summarise(table(values, ["a"]), ["method"]).iloc[0] for values in (within, apart))
-    assert (one.seeds, one.queries) == (3, 50)
-    assert one["ndcg@10"] == pytest.approx(within.mean())
-    assert other.high - other.low > 2 * (one.high - one.low), "seeds that disagree widen the interval"
-    with pytest.raises(ValueError, match="same queries"):
-        summarise(table(within, ["a"]).iloc[1:], ["method"])
-
-
-def test_compare_finds_a_shift_and_not_noise():
-    rng = np.random.default_rng(0)
-    values = rng.random((3, 2, 80))
-    values[1] = values[0] + 0.05 + 0.1 * rng.standard_normal((2, 80))
-    found = compare(table(values, ["a", "b", "c"]), against="a").set_index("method")
-    assert found.loc["b", "p_adjusted"] < 0.01 and found.loc["b", "low"] > 0
-    assert found.loc["c", "p"] > 0.05 and found.loc["c", "low"] < 0 < found.loc["c", "high"]
-    assert compare(table(np.ones((2, 1, 9))), against="a")["p"].tolist() == [1.0]
-    with pytest.raises(ValueError, match="there are a, b"):
-        compare(table(values[:2]), against="z")
-
-
-def test_contrasts_see_that_seeds_disagree():
-    rng = np.random.default_rng(0)
-    values = np.repeat(rng.random((1, 1, 80)), 3, axis=0).repeat(2, axis=1) + 0.01 * rng.standard_normal((3, 2, 80))
-    values[1] += 0.1  # with both seeds
-    values[2] += np.array([[0.3], [-0.1]])  # with one of them
-    found = contrasts(table(values, "abc"), [("b", "a"), ("c", "a")]).set_index("first")
-    assert found.loc["b", "difference"] == pytest.approx(0.1, abs=0.005) and found.loc["b", "low"] > 0.09
-    assert found.loc["c", "difference"] == pytest.approx(0.1, abs=0.005) and found.loc["c", "low"] < 0
-    assert found.loc["c", ["least", "most"]].tolist() == pytest.approx([-0.1, 0.3], abs=0.01)
-    assert (found["p_adjusted"] >= found["p"]).all() and (found["seeds"] == 2).all()
-    one = compare(table(values[:2, :1], "ab"), against="a")
-    same = contrasts(table(values[:2, :1], "ab"), [("b", "a")])
-    assert same[["difference", "p"]].to_numpy() == pytest.approx(one[["difference", "p"]].to_numpy())
-
-
-def test_contrasts_pair_what_can_be_paired():
-    values = np.arange(40.0).reshape(2, 2, 10) / 40
-    frame = table(values, "ab")
-    untrained = frame[(frame["method"] == "b") & (frame["seed"] == 0)]
-    both = pd.concat([frame[frame["method"] == "a"], untrained])
-    found = contrasts(both, [("a", "b")])
-    expected = values[0].mean(1) - values[1, 0].mean()
-    assert found["seeds"].item() == 2 and found[["least", "most"]].to_numpy()[0] == pytest.approx(sorted(expected))
-    assert contrasts(frame, []).empty
-    with pytest.raises(ValueError, match="there are a, b"):
-        contrasts(frame, [("a", "z")])
-    with pytest.raises(ValueError, match="same queries"):
-        contrasts(frame.drop(index=frame.index[-10:-9].append(frame.index[-20:-19])), [("a", "b")])
-    with pytest.raises(ValueError, match="no seed in common"):
-        contrasts(frame.assign(seed=frame["seed"] + 5 * (frame["method"] == "b")), [("a", "b")])
 
 
 @pytest.mark.slow

@@ -9,8 +9,12 @@ import torch
 
 import laser_lab as ll
 from laser_lab import adapters
-from laser_lab.lab import entailment
-from laser_lab.lab.entailment import Row, export_adapter, main, rows_of, write_records
+from laser_lab.data.readers import read_dataset, read_task
+from laser_lab.lab import export
+from laser_lab.lab.entailment import main, rows_of
+from laser_lab.lab.export import export_adapter
+from laser_lab.lab.records import best_settings, write_records
+from laser_lab.lab.rows import Row, named_documents
 from laser_lab.weights import BUILT_IN
 
 
@@ -83,15 +87,15 @@ def test_records_are_whole_and_name_no_machine(bank):
     for file in bank["folder"].glob("bank*"):
         assert str(bank["folder"].parent) not in file.read_text()
         assert "scatters" not in file.read_text(), "no text of the data"
-    assert not list(bank["folder"].glob("*.part"))
 
 
 def test_a_cut_run_leaves_what_is_finished(bank, tmp_path, monkeypatch):
     """Rows that are not there yet are left out, and a second call runs nothing anew."""
     more = bank["config"] | {"rows": [*bank["config"]["rows"], {"system": "laser-no-output"}]}
-    table = write_records(rows_of(more, bank["data"]), tmp_path / "cut.csv")
+    table = write_records(rows_of(more, bank["data"]), tmp_path / "cut.v1")
+    assert {file.name for file in tmp_path.iterdir()} == {"cut.v1.csv", "cut.v1_per_query.csv", "cut.v1_runs.json"}
     assert "laser-no-output" not in set(table["system"]) and "laser" in set(table["system"])
-    monkeypatch.setattr(entailment, "_trained", lambda row: pytest.fail("trained again"))
+    monkeypatch.setattr("laser_lab.lab.rows._trained", lambda row: pytest.fail("trained again"))
     before = (bank["folder"] / "bank_per_query.csv").read_bytes()
     assert main([*bank["call"], "--only", "laser", "--seeds", "1"]) == 0
     assert (bank["folder"] / "bank_per_query.csv").read_bytes() == before
@@ -99,7 +103,7 @@ def test_a_cut_run_leaves_what_is_finished(bank, tmp_path, monkeypatch):
 
 def test_both_corpora_share_a_training_and_readings_the_documents(bank, tmp_path, monkeypatch):
     call = [*bank["call"][:-1], str(tmp_path / "full.csv"), "--corpus", "full", "--only", "laser", "explicit"]
-    monkeypatch.setattr("laser_lab.training.train", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("laser_lab.training.run.train", lambda *a, **k: pytest.fail("trained again"))
     assert main(call) == 0
     runs = json.loads((tmp_path / "full_runs.json").read_text())
     assert {run["row"]["system"] for run in runs} == {"laser", "explicit"} and {run["documents"] for run in runs} == {
@@ -112,8 +116,7 @@ def test_both_corpora_share_a_training_and_readings_the_documents(bank, tmp_path
 def test_reading_is_that_of_evaluate(bank):
     """The table's numbers are those that the public functions give for the trained model."""
     row = next(r for r in rows_of(bank["config"], bank["data"], corpus="pooled") if r.system == "latent")
-    task = entailment.read_task(bank["data"], "dev")
-    task = entailment.pool(task, entailment.read_dataset(bank["data"], "dev"))
+    task = named_documents(read_task(bank["data"], "dev"), read_dataset(bank["data"], "dev"))
     values = ll.evaluate(ll.load(row.trained / "final"), task, per_query=True)
     frame = row.frame()
     ours = frame[frame["thinking_steps"] == row.steps]["ndcg@10"].to_numpy()
@@ -128,7 +131,7 @@ def test_search_records_every_trial_and_the_best(bank, tmp_path, capsys):
         (s, r) for s in ("basic", "latent") for r in (1e-3, 2e-3)
     }
     assert set(table["max_steps"]) == {1}
-    best = entailment.best_settings(table, ["learning_rate"]).set_index("system")
+    best = best_settings(table, ["learning_rate"]).set_index("system")
     own = table[(table["train_steps"] == table["thinking_steps"]) & (table["system"] == "latent")]
     assert best.loc["latent", "ndcg@10"] == own["ndcg@10"].max()
     assert "best on dev" in capsys.readouterr().out
@@ -141,6 +144,12 @@ def test_an_exported_adapter_is_the_trained_model(bank, tmp_path, monkeypatch, c
     row = next(r for r in rows_of(bank["config"], bank["data"]) if r.system == "laser" and r.seed == 1)
     trained = ll.load(row.trained / "final")
     monkeypatch.setattr(adapters, "FOLDER", tmp_path)  # as if it lay in the package
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+    rows = [r for r in rows_of(bank["config"], bank["data"]) if r.system == "laser" and r.seed == 1]
+    export_adapter(rows, target)
+    again = {file.name: file.read_bytes() for file in target.iterdir()}
+    assert {name for name in again if again[name] != before[name]} == {"README.md"}, "replaced; one corpus is measured"
+    assert set(again) == set(before)
     loaded = ll.load("tiny", adapter="laser-entailment-bank")
     assert loaded.encoder.thinking_steps == 3 and loaded.prompts == trained.prompts
     texts = ["why is the sky blue", "a question about rain"]
@@ -164,10 +173,15 @@ def test_what_cannot_be_exported(bank, tmp_path, monkeypatch):
     more = bank["config"] | {"rows": [{"system": "laser-no-output"}]}
     with pytest.raises(FileNotFoundError, match="not trained"):
         export_adapter(rows_of(more, bank["data"]), tmp_path / "a")
-    monkeypatch.setattr(entailment, "ADAPTER_LIMIT", 10)
+    monkeypatch.setattr(export, "ADAPTER_LIMIT", 10)
     with pytest.raises(ValueError, match="MB"):
         export_adapter([row for row in rows if row.system == "laser"][:1], tmp_path / "a")
     assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="no adapter that an export wrote"):
+        export_adapter([row for row in rows if row.system == "laser"][:1], tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
 def test_a_built_in_adapter_that_is_not_there(tmp_path, monkeypatch, tiny_folder):

@@ -1,15 +1,16 @@
-"""The stopwatch and the comparator. No test here asserts a time: those are in the benchmark's own table."""
+"""The stopwatch, and the loops that it compares. Times themselves are in the benchmark's own table."""
+
+import time
 
 import pandas as pd
 import pytest
 import torch
-import transformers
-from conftest import FAMILIES, SMALL, tiny_backbone
+from conftest import FAMILIES, tiny_backbone
 from test_thinking import batch
 
 from laser_lab.base import kernels
 from laser_lab.encoder import LatentEncoder, LatentRetriever
-from laser_lab.lab import latency
+from laser_lab.lab import latency, stopwatch
 from laser_lab.lab.figures import latency as latency_figure
 from laser_lab.thinking import latent_thinking
 
@@ -29,69 +30,75 @@ def test_published_loop_thinks_the_same(family, steps):
 
 def test_rounds_are_interleaved_and_turn():
     calls = []
-    times = latency.measure({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=4, warmup=1)
+    times = stopwatch.measure({name: lambda name=name: calls.append(name) for name in "abc"}, repeats=4, warmup=1)
     assert len(calls) == 15
     assert list(times["name"]) == calls[3:]  # the warm-up is not in the table
     rounds = [tuple(part["name"]) for _, part in times.groupby("repeat")]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert [names[0] for names in rounds] == ["a", "b", "c", "a"]
-    assert (times["seconds"] > 0).all()
+
+
+def test_the_stopwatch_measures_what_a_call_takes():
+    times = stopwatch.measure({"slow": lambda: time.sleep(0.02), "fast": lambda: None}, repeats=3, warmup=0)
+    medians = stopwatch.summarize(times).set_index("name")["median"]
+    assert medians["slow"] >= 0.02 > medians["fast"] and stopwatch.ratio(times, "slow", "fast") > 2
 
 
 @pytest.mark.parametrize("encoders, repeats", [({}, 3), ({"a": int}, 0)])
 def test_nothing_to_measure_is_an_error(encoders, repeats):
     with pytest.raises(ValueError, match="measure needs"):
-        latency.measure(encoders, repeats)
+        stopwatch.measure(encoders, repeats)
 
 
 def test_summary_and_ratio():
     rows = [{"repeat": r, "name": n, "seconds": s * (r + 1)} for r in range(3) for n, s in (("slow", 3.0), ("fast", 1))]
     times = pd.DataFrame(rows)
-    summary = latency.summarize(times).set_index("name")
+    summary = stopwatch.summarize(times).set_index("name")
     assert summary.loc["slow", "median"] == 6 and summary.loc["fast", "p95"] == pytest.approx(2.9)
-    assert latency.ratio(times, "slow", "fast") == 3  # within rounds, though the machine slows down
+    assert stopwatch.ratio(times, "slow", "fast") == 3  # within rounds, though the machine slows down
 
 
 def test_peak_memory_sees_what_a_call_frees_again():
-    growth, total = latency.peak_memory(lambda: torch.ones(64, 2**20 // 4).sum())
+    growth, total = stopwatch.peak_memory(lambda: torch.ones(64, 2**20 // 4).sum())
     if growth != growth:
         pytest.skip("only Linux lets a process reset its high-water mark")
     assert 60 < growth < 90 and total > growth
 
 
-def test_benchmark_table_and_figure():
-    table, price = latency.benchmark(tiny_backbone("gemma3"), shapes=[(2, 4), (2, 8)], steps=(1, 2, 3), repeats=2)
+def clock(seconds):
+    """In the place of `measure`: what a callable of a name takes, half as much again in every further round."""
+
+    def measure(encoders, repeats=2, warmup=0):
+        rows = [(r, name, seconds[name] * (1 + r / 2)) for r in range(3) for name in encoders]
+        return pd.DataFrame(rows, columns=["repeat", "name", "seconds"])
+
+    return measure
+
+
+def test_benchmark_table_and_figure(monkeypatch):
+    loops = {"published": 6.0, "ours": 2.0, "stock": 3.0, "basic": 1.0}
+    sweep = {str(k): 0.5 + 0.25 * k for k in (1, 2, 3)} | {"forward": 0.1, "reading": 0.025, "every K": 2.5}
+    monkeypatch.setattr(latency, "measure", clock(loops | sweep))
+    table, price = latency.benchmark(tiny_backbone("gemma3"), shapes=[(2, 4), (2, 8)], steps=(1, 2, 3))
     assert list(table["name"]) == ["published", "ours", "stock", "basic"] * 2 + ["sweep"] * 3
     assert list(table["thinking_steps"]) == [3, 3, 3, 1] * 2 + [1, 2, 3]
-    assert (table["median"] > 0).all() and (table["p95"] >= table["median"]).all()
-    assert set(price.columns) == {"step", "forward", "reading", "ratio", "sweep"} and len(price) == 1
+    assert table["ratio"].tolist()[:4] == [3.0, 2.0, 1.5, 0.5], "to ours; ours to the basic pass"
+    assert table["median"].tolist()[:4] == [9.0, 3.0, 4.5, 1.5] and table["p95"][0] == pytest.approx(11.7)
+    price = price.iloc[0]
+    assert price["step"] == pytest.approx(1.5 * 0.25) and price["sweep"] == pytest.approx(2.5 / 1.25)
+    assert price["ratio"] == pytest.approx(0.25 / 0.125)
     fig = latency_figure(table)
     assert [text.get_text() for text in fig.axes[0].get_xticklabels()] == ["2 × 4 tokens", "2 × 8 tokens"]
+    assert [text.get_text() for text in fig.axes[0].texts] == ["3.0×", "3.0×"]
 
 
-def test_shortest_seconds_by_hand():
-    config = FAMILIES["llama-untied"]()
-    hidden, inner, layers, width = SMALL["hidden_size"], SMALL["intermediate_size"], 2, 8 * (4 + 2 + 2)
-    layer = hidden * width + 4 * 8 * hidden + 3 * hidden * inner + 2 * hidden
-    body, table = layers * layer + hidden, SMALL["vocab_size"] * hidden
-    compute = 2 * body * 8 * 16 + 2 * 8 * 16**2 * 32 * layers
-    shapes = dict(batch=8, tokens=16, thinking_steps=3)
-    bound = latency.shortest_seconds(config, **shapes, operations=1.0, bandwidth=1e30)
-    assert bound == pytest.approx(compute)
-    bound = latency.shortest_seconds(config, **shapes, operations=1e30, bandwidth=1.0)
-    assert bound == pytest.approx(2 * (3 * body + 2 * table))
-
-
-def test_shortest_seconds_of_a_large_model_needs_no_memory():
-    config = transformers.Qwen3Config(
-        vocab_size=151_936, hidden_size=4096, intermediate_size=12_288, num_hidden_layers=36,
-        num_attention_heads=32, num_key_value_heads=8, head_dim=128, tie_word_embeddings=False,
-    )  # fmt: skip
-    seconds = [
-        latency.shortest_seconds(config, 8, tokens, 3, operations=990e12, bandwidth=4.8e12) for tokens in (16, 512)
-    ]
-    assert seconds[0] == pytest.approx(3 * 13.89e9 / 4.8e12 + 2 * 1.245e9 / 4.8e12, rel=0.02)  # weights are read thrice
-    assert seconds[1] > 0.05  # arithmetic of 4096 tokens
+def test_all_that_is_timed_computes_the_same():
+    loops = latency.loops(tiny_backbone(), batch=2, tokens=5, thinking_steps=3)
+    states = {name: call() for name, call in loops.items()}
+    assert states["ours"].shape[:2] == (2, 3)
+    for name in ("published", "stock"):
+        torch.testing.assert_close(states[name], states["ours"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(states["basic"], states["ours"][:, :1], atol=1e-5, rtol=1e-5)
 
 
 def retriever():
@@ -101,7 +108,7 @@ def retriever():
 
 def test_the_published_retriever_has_the_same_weights_and_embeddings():
     model = retriever()
-    comparator = latency.published(model)
+    comparator = latency.published_loop(model)
     texts = ["why is the sky blue", "green sea"]
     torch.testing.assert_close(
         comparator.encode(texts, convert_to_tensor=True), model.encode(texts, convert_to_tensor=True)
@@ -112,52 +119,37 @@ def test_the_published_retriever_has_the_same_weights_and_embeddings():
     assert any(type(module) is kernels.Linear for module in own.model.modules())
 
 
-def test_corpus_table():
-    row = latency.corpus(retriever(), ["why is the sky blue", "green", "sea and snow"] * 8, sample=6, repeats=2).iloc[0]
-    assert row["documents"] == 24 and row["published"] > 0 and row["ours"] > 0
+def test_corpus_table(monkeypatch):
+    monkeypatch.setattr(latency, "measure", clock({"published": 3.0, "ours": 1.0}))
+    row = latency.corpus(retriever(), ["why is the sky blue", "green", "sea and snow"] * 8, sample=6).iloc[0]
+    assert row["documents"] == 24 and row["ratio"] == 3
+    assert (row["published"], row["ours"]) == (6 / 4.5, 6 / 1.5), "documents per second, of the median round"
     assert row["peak_all"] != row["peak_all"] or 0.5 < row["growth"] < 2
 
 
-def test_training_step_of_both_loops_has_the_same_gradients(monkeypatch):
-    found = {}
-    monkeypatch.setattr(latency, "measure", lambda steps, *args, **kwargs: found.update(steps) or pd.DataFrame())
-    with pytest.raises((KeyError, ValueError)):  # no times to summarise: only the steps are of interest
-        latency.training_step(model := retriever(), batch=2, lengths=(6, 5, 9))
-    monkeypatch.setattr(LatentRetriever, "zero_grad", lambda self, **kwargs: None)  # keep what backward has left
-    gradients = []
-    for step in found.values():
-        for parameter in model.parameters():
-            parameter.grad = None
+def test_training_step_of_both_loops_has_the_same_gradients():
+    gradients, steps = [], latency.training_steps(model := retriever(), batch=2, lengths=(6, 5, 9))
+    for step in steps.values():
         step()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert list(steps) == ["published", "ours"]
     assert len(gradients[0]) > 1000 and gradients[0].norm() > 0
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
 
 
-def test_training_step_table():
-    table = latency.training_step(retriever(), batch=2, lengths=(6, 5, 9), repeats=2)
-    assert list(table["name"]) == ["published", "ours"] and (table["median"] > 0).all()
-    assert table["time_ratio"].iloc[1] == 1
+def test_training_step_table(monkeypatch):
+    monkeypatch.setattr(latency, "measure", clock({"published": 4.0, "ours": 1.0}))
+    table = latency.training_step(retriever(), batch=2, lengths=(6, 5, 9)).set_index("name")
+    assert table["time_ratio"].to_dict() == {"published": 0.25, "ours": 1.0}
+    assert table["memory_ratio"]["ours"] == 1 or table["peak_mib"].isna().all() or table["peak_mib"]["ours"] == 0
 
 
-def test_cost_model_finds_the_rates_it_was_made_from():
-    rates = {"calls": 0.01, "body": 2e-12, "attention": 1e-7, "reading": 3e-11, "mixing": 1e-12}
-    made = latency.CostModel(rates, weights=10**8, vocabulary=10**8)
-    rows = [
-        dict(weights=10**8, vocabulary=v, batch=b, tokens=t, thinking_steps=k)
-        for v in (10**8, 10**7) for b in (1, 8, 32) for t in (16, 64, 256) for k in (1, 3, 6)
-    ]  # fmt: skip
-    seconds = [made.seconds(r["batch"], r["tokens"], r["thinking_steps"], r["vocabulary"]) for r in rows]
-    found = latency.CostModel.fit(pd.DataFrame(rows).assign(median=seconds))
-    assert found.rates == pytest.approx(rates) and found.vocabulary == 10**8
-    assert found.corpus_hours(3.2e6, 16, 3) == pytest.approx(1e5 * made.seconds(32, 16, 3) / 3600)
-
-
-def test_cost_points_and_limits_of_a_tiny_model(monkeypatch):
-    monkeypatch.setattr(latency, "COST_SHAPES", ((1, 4), (2, 4), (2, 8), (3, 4)))
-    backbone = tiny_backbone()
-    points = latency.cost_points(backbone, repeats=1)
-    assert len(points) == (4 + 2) * 3 and len(set(points["vocabulary"])) == 2 and (points["median"] > 0).all()
-    assert points["vocabulary"].min() == len(backbone.embedding_table) // 4 * backbone.hidden_size
-    table = latency.against_limit(backbone, [(2, 4)], operations=1e15, bandwidth=1e12, repeats=2)
-    assert (table["limit"] > 0).all() and (table["to_limit"] > 1).all()
+def test_the_command_writes_its_tables(tmp_path, tiny_folder, capsys):
+    (tmp_path / "corpus.jsonl").write_text('{"id": "a", "text": "green sea"}\n{"id": "b", "text": "blue sky"}\n')
+    call = ["--model", tiny_folder, "--out", str(tmp_path), "--repeats", "1", "--threads", "1"]
+    assert latency.main([*call, "--corpus", str(tmp_path), "--parts", "corpus"]) == 0
+    table = pd.read_csv(next((tmp_path / "data").glob("latency_*_corpus.csv")))
+    assert table["documents"].tolist() == [2] and "documents" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        latency.main([*call, "--parts", "corpus"])
+    assert "--corpus FOLDER" in capsys.readouterr().err

@@ -1,6 +1,6 @@
 """Trained adapters that come with the package: ``ll.load("gemma-3-270m", adapter="laser-entailment-bank")``.
 
-Each is a folder beside this file, written by :func:`laser_lab.lab.entailment.export_adapter`.
+Each is a folder beside this file, written by :func:`laser_lab.lab.export.export_adapter`.
 """
 
 from __future__ import annotations

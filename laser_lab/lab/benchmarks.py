@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.files import missing_extra
 from laser_lab.base.inputs import check_steps
-from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentRetriever
 from laser_lab.lab.published import beside
 from laser_lab.loading import query_prompt
@@ -124,7 +123,7 @@ def run(
         thinking_steps: K for queries and documents; default: the model's own.
         folder: Where MTEB keeps results; a second call with the same weights, prompts and K goes on where the first
             stopped. Default: nothing is kept.
-        tasks: Your own data in the place of the hub's tasks of the same names (:func:`as_mteb_task`).
+        tasks: Your own data in the place of the hub's tasks of the same names, as tasks of MTEB.
 
     Returns:
         A row per published column, in its order: ``benchmark, column, value`` (times 100, as the paper prints),
@@ -248,78 +247,6 @@ def library_instruction(task: AbsTaskRetrieval) -> str:
     return (prompt.get("query") if isinstance(prompt, dict) else prompt) or task.abstask_prompt
 
 
-def as_mteb_task(
-    data: RetrievalTask | Mapping[str, RetrievalTask],
-    name: str | None = None,
-    *,
-    instructions: Mapping[str, str] | None = None,
-    changed: Mapping[str, list[str]] | None = None,
-) -> AbsTaskRetrieval:
-    """Local data as a task of MTEB.
-
-    Args:
-        data: A task, or subset name to task.
-        name: The task's name; default: that of `data`, its first subset's where there are several.
-        instructions: Query id to an instruction that MTEB writes after the query: instruction retrieval.
-        changed: With `instructions`, FollowIR's p-MRR: every query id ends in ``-og`` or ``-changed``, and this maps
-            the id without the ending to the documents that the changed instruction makes irrelevant.
-
-    Raises:
-        ModuleNotFoundError: `mteb` is not installed; the message names the extra.
-        ValueError: `changed` names a query that has no ``-og`` and ``-changed``.
-    """
-    _mteb()
-    from datasets import Dataset
-    from mteb.abstasks import AbsTaskRetrieval
-    from mteb.abstasks.task_metadata import TaskMetadata
-
-    subsets = {"default": data} if isinstance(data, RetrievalTask) else dict(data)
-    name = name or next(iter(subsets.values())).name
-    known = {query for task in subsets.values() for query in task.queries}
-    if unpaired := [q for q in changed or {} if not {f"{q}-og", f"{q}-changed"} <= known]:
-        raise ValueError(f"{name}: no {unpaired[0]}-og and {unpaired[0]}-changed among the queries")
-
-    def split(task: RetrievalTask) -> dict[str, Any]:
-        queries: dict[str, list[str]] = {"id": list(task.queries), "text": list(task.queries.values())}
-        if instructions is not None:
-            queries["instruction"] = [instructions.get(query, "") for query in task.queries]
-        return {
-            "queries": Dataset.from_dict(queries),
-            "corpus": Dataset.from_dict({"id": list(task.corpus), "text": list(task.corpus.values())}),
-            "relevant_docs": {query: dict(docs) for query, docs in task.qrels.items()},
-            "top_ranked": None,
-        }
-
-    class LocalTask(AbsTaskRetrieval):
-        metadata = TaskMetadata(
-            name=name,
-            description=f"{name}, local data",
-            dataset={"path": "local", "revision": _data_hash(subsets, instructions, changed)},
-            type="Retrieval" if instructions is None else "InstructionRetrieval",
-            category="t2t",
-            modalities=["text"],
-            eval_splits=["test"],
-            eval_langs=["eng-Latn"] if list(subsets) == ["default"] else {key: ["eng-Latn"] for key in subsets},
-            main_score="ndcg_at_10" if changed is None else "p-MRR",
-            reference=None,
-        )
-
-        def load_data(self, **kwargs: Any) -> None:
-            self.dataset = {key: {"test": split(task)} for key, task in subsets.items()}
-            self.data_loaded = True
-
-        def task_specific_scores(
-            self, scores: Any, qrels: Any, results: Any, hf_split: str, hf_subset: str
-        ) -> dict[str, Any]:
-            if changed is None:
-                return {}
-            from mteb._evaluators.retrieval_metrics import evaluate_p_mrr_change
-
-            return evaluate_p_mrr_change(qrels, results, changed, self.k_values)
-
-    return LocalTask()
-
-
 def _mteb() -> Any:
     try:
         import mteb
@@ -330,10 +257,6 @@ def _mteb() -> Any:
 
 def _hub_subsets(subsets: list[str]) -> list[str] | None:
     return None if subsets[0] == "default" else list(dict.fromkeys(subsets))
-
-
-def _data_hash(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, default=vars, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _fingerprint(model: LatentRetriever, prompts: Mapping[str, str]) -> str:

@@ -1,8 +1,7 @@
-"""Experiments: a grid of trainings in the controlled world into one tidy table, cached cell by cell.
+"""Cells: a grid of trainings in the controlled world into one tidy table, cached cell by cell.
 
-A cell is a full configuration. Its results lie in the cache under a hash of that configuration and of the code that
-matters, so an interrupted grid continues and a changed setting reruns only its cells. Cells run side by side, one
-thread each. ``python -m laser_lab.lab.cells FILE.csv`` writes the table of methods over three seeds
+An interrupted grid continues, and a changed setting reruns only its cells. Cells run side by side, one thread each.
+``python -m laser_lab.lab.cells FILE.csv`` writes the table of methods over three seeds
 (figures/data/methods.csv), with ``--search`` that of learning rates on dev (figures/data/search.csv), and with
 ``--search lame`` that of LaME's own settings on dev (figures/data/lame_search.csv).
 """
@@ -10,7 +9,6 @@ thread each. ``python -m laser_lab.lab.cells FILE.csv`` writes the table of meth
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import os
@@ -20,16 +18,15 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from laser_lab.base.files import cache_dir, cached_build
+from laser_lab.base.files import cache_dir, write_text
 from laser_lab.base.stats import summarise
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
-from laser_lab.lab.provenance import code_version
+from laser_lab.lab.cached import Cached
 from laser_lab.methods import method_of
 
 if TYPE_CHECKING:
@@ -49,11 +46,11 @@ READ_STEPS = 8
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training, read at every K from 1 to :data:`READ_STEPS` from one rollout.
+class Cell(Cached):
+    """One training, read at every K from 1 to :data:`READ_STEPS`. Its folder also holds the trained ``model``.
 
-    Only the queries think longer or shorter than in training: the documents are an index that stays.
-    ``ndcg@10_same_k`` is the reading in which they think as long as the queries.
+    Only the queries think longer or shorter than in training: the documents are an index that stays. In
+    ``ndcg@10_same_k`` the documents think as long as the queries.
     """
 
     method: str
@@ -68,13 +65,16 @@ class Cell:
     """Over :data:`HOPWORLD_SETTINGS`."""
     split: str = "test"
 
+    room = "experiments"
+    record_file = "cell.json"
+    module = "laser_lab.lab.cells"
+
     @property
     def steps(self) -> int:
         return self.thinking_steps or method_of(self.method, **self.changes).thinking_steps
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """All that the result depends on."""
         method = method_of(self.method, **(self.changes | {"thinking_steps": self.steps}))
         return asdict(self) | {
             "method": method.as_dict(),
@@ -82,21 +82,19 @@ class Cell:
             "changes": {},  # they are in the method
             "world": asdict(HopWorldConfig(**self.world)),
             "settings": HOPWORLD_SETTINGS | self.settings,
+            "read_steps": READ_STEPS,
         }
 
     @property
-    def key(self) -> str:
-        text = json.dumps([self.configuration, READ_STEPS, code_version("laser_lab.lab.cells")], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
-    def folder(self) -> Path:
-        """Where its results lie: ``per_query.csv``, ``cell.json`` and the trained ``model``."""
-        return cache_dir() / "experiments" / self.key
-
-    @property
-    def done(self) -> bool:
-        return self.folder.exists()
+    def columns(self) -> dict[str, Any]:
+        """Method, K in training, seed, and the settings of method and world, as ``method_...`` or ``world_...`` where
+        their name is taken: a world has a ``seed``, too."""
+        columns: dict[str, Any] = {"method": self.method, "train_steps": self.steps, "seed": self.seed}
+        for owner, settings in (("method", self.changes), ("world", self.world)):
+            for name, value in settings.items():
+                taken = name in columns or name == "thinking_steps"
+                columns[f"{owner}_{name}" if taken else name] = value
+        return columns
 
     def load(self) -> LatentRetriever:
         """The retriever that the cell trained."""
@@ -104,56 +102,47 @@ class Cell:
 
         return load(self.folder / "model", device="cpu")
 
-    def frame(self) -> pd.DataFrame:
-        """A row per query and inference K, with the cell's settings in front."""
-        import pandas as pd
+    def fill(self, folder: Path) -> None:
+        """Train, read and record."""
+        from laser_lab.loading import load
+        from laser_lab.training.run import train
 
-        frame = pd.read_csv(self.folder / "per_query.csv", dtype={"query_id": str})
-        for at, (name, value) in enumerate(
-            {"method": self.method, "train_steps": self.steps, "seed": self.seed, **self.changes, **self.world}.items()
-        ):
-            frame.insert(at, name, value)
-        return frame
+        world = HopWorld(HopWorldConfig(**self.world))
+        settings = HOPWORLD_SETTINGS | self.settings
+        quiet = dict(save_strategy="no", disable_tqdm=True, logging_steps=max(1, settings["max_steps"] // 20))
+        started = time.perf_counter()
+        model = train(
+            load(pretrained(world.config), device="cpu"),
+            world.dataset("train"),
+            method_of(self.method, **self.changes),
+            thinking_steps=self.steps,
+            output_dir=folder / "run",
+            seed=self.seed,
+            **(quiet | settings),
+        )
+        record = {"configuration": self.configuration, "seconds": round(time.perf_counter() - started, 1)}
+        (folder / "run" / "final").rename(folder / "model")
+        shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
+        longest = model.encoder.max_steps or max(READ_STEPS, self.steps)
+        scores = _read(model, world, self.split, self.steps, longest)
+        scores.to_csv(folder / "per_query.csv", index=False)
+        write_text(folder / "cell.json", json.dumps(record | {"history": model.history}, indent=1))
 
 
-def run_cell(cell: Cell) -> None:
-    """Train, read and record one cell, unless it is done; if another process is at it, wait for that one."""
-    cached_build(cell.folder, partial(_fill, cell))
-
-
-def _fill(cell: Cell, folder: Path) -> None:
+def _read(model: LatentRetriever, world: HopWorld, split: str, steps: int, longest: int) -> pd.DataFrame:
+    """A row per query and K: measures, and whether the soft token of step k names the k-th bridge entity."""
     import pandas as pd
 
     from laser_lab.encoder import think
     from laser_lab.evaluation import score_steps
-    from laser_lab.loading import load
     from laser_lab.probing.vocabulary import fed_back, nearest_tokens
-    from laser_lab.training.run import train
 
-    world = HopWorld(HopWorldConfig(**cell.world))
-    task, compositions = world.task(cell.split), getattr(world, cell.split)
-    started = time.perf_counter()
-    settings = HOPWORLD_SETTINGS | cell.settings
-    quiet = dict(save_strategy="no", disable_tqdm=True, logging_steps=max(1, settings["max_steps"] // 20))
-    model = train(
-        load(pretrained(world.config), device="cpu"),
-        world.dataset("train"),
-        method_of(cell.method, **cell.changes),
-        thinking_steps=cell.steps,
-        output_dir=folder / "run",
-        seed=cell.seed,
-        **(quiet | settings),
-    )
-    seconds = time.perf_counter() - started
-    (folder / "run" / "final").rename(folder / "model")
-    shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
-    longest = model.encoder.max_steps or max(READ_STEPS, cell.steps)
+    task, compositions = world.task(split), getattr(world, split)
     options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
     queries = think(model, list(task.queries.values()), prompt_name="query", **options)
     documents = think(model, list(task.corpus.values()), prompt_name="document", **options)
-    scores = score_steps(queries, documents, task, cell.steps)
+    scores = score_steps(queries, documents, task, steps)
     scores["ndcg@10_same_k"] = score_steps(queries, documents, task)["ndcg@10"]
-    # does the soft token of step k name the k-th bridge entity?
     thoughts = fed_back(model, queries.texts, longest, prompt_name="query", batch_size=128)
     tokens = nearest_tokens(model, thoughts, top=1)
     named = tokens.pivot(index="text", columns="step", values="token").to_numpy()
@@ -161,9 +150,7 @@ def _fill(cell: Cell, folder: Path) -> None:
     hits = pd.DataFrame({"query_id": list(task.queries)})
     for hop in range(min(bridges.shape[1], longest)):
         hits[f"step{hop + 1}_names_bridge"] = (named[:, hop] == bridges[:, hop]).astype(int)
-    scores.merge(hits, on="query_id").to_csv(folder / "per_query.csv", index=False)
-    record = {"configuration": cell.configuration, "seconds": round(seconds, 1), "history": model.history}
-    (folder / "cell.json").write_text(json.dumps(record, indent=1))
+    return scores.merge(hits, on="query_id")
 
 
 def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar: bool = True) -> pd.DataFrame:
@@ -190,7 +177,7 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
     failed = []
     for name, function, items, done in (
         ("Language models", pretrained, worlds, 0),
-        ("Cells", run_cell, waiting, len(cells) - len(waiting)),
+        ("Cells", Cell.run, waiting, len(cells) - len(waiting)),
     ):
         with (
             tqdm(total=done + len(items), initial=done, desc=name, disable=not (show_progress_bar and items)) as bar,
@@ -258,8 +245,7 @@ def lame_search(seeds: int, workers: int | None = None) -> pd.DataFrame:
         for seed in range(seeds):
             cells[at, seed] = Cell(row["method"], seed, steps, changes, LAME_WORLD, settings, split="dev")
     run(cells.values(), workers=workers)
-    frames = [cell.frame().assign(seed=seed, row=at) for (at, seed), cell in cells.items()]  # the world has a seed too
-    frame = pd.concat(frames)
+    frame = pd.concat([cell.frame().assign(row=at) for (at, _), cell in cells.items()])
     found = summarise(frame[frame["train_steps"] == frame["thinking_steps"]], ["row"])
     return pd.DataFrame(rows).join(found.set_index("row"))
 
@@ -302,9 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(table: pd.DataFrame, file: str) -> int:
-    temporary = Path(f"{file}.part")
-    table.to_csv(temporary, index=False, float_format="%.6g")
-    temporary.replace(file)
+    write_text(file, table.to_csv(index=False, float_format="%.6g"))
     print(table.round(3).to_string(index=False))
     return 0
 

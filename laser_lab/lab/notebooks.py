@@ -1,14 +1,15 @@
 """Run the notebooks: ``python -m laser_lab.lab.notebooks`` (what ``make figures`` calls).
 
-Each notebook is executed by papermill, in order and in place, with the parameters of a preset. An executed notebook
-replaces the old one only when it ran to its end; ``figures/data/manifest.json`` then says which files it wrote, under
-which configuration. As ``make`` would, a run of all skips the notebooks that this machine has already run as they and
-the library stand, and whose outputs are unchanged; one that is named runs in any case.
+Each notebook is executed by papermill, in place, with the parameters of a preset, and replaces the old one only when it
+ran to its end. ``figures/data/manifest.json`` says which files it wrote, by which code. A run of all skips what this
+machine has already run as it and the library stand, and whose outputs are unchanged; a notebook that is named runs in
+any case.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -20,12 +21,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from laser_lab.base.files import cache_dir, missing_extra
+from laser_lab.base.files import atomic_file, cache_dir, missing_extra, write_text
 from laser_lab.data.hopworld import HopWorldConfig
+from laser_lab.lab.provenance import PACKAGE, code_version, imported
 
-PACKAGE = Path(__file__).resolve().parent
 FOLDER = PACKAGE.parent / "notebooks"
-FIGURES = FOLDER.parent / "figures"
+FIGURES = PACKAGE.parent / "figures"
 MANIFEST = FIGURES / "data" / "manifest.json"
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -49,18 +50,24 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
         import papermill
     except ImportError as error:
         raise missing_extra("papermill", "lab") from error
+    from traitlets.config import Config
+
     notebook, output = Path(notebook), Path(output)
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' too: an executed notebook would keep their ruins
-    handle, name = tempfile.mkstemp(suffix=".ipynb", prefix=".", dir=output.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' too: they leave broken lines in a notebook
+    with atomic_file(output) as temporary, tempfile.TemporaryDirectory(prefix="laser_lab-") as sockets:
         nbformat.write(_as_written(notebook), temporary)
         if parameters:
             known = papermill.inspect_notebook(temporary)
             parameters = {name: value for name, value in parameters.items() if name in known}
         papermill.execute_notebook(
-            temporary, temporary, parameters=parameters, cwd=notebook.parent, kernel_name="python3", progress_bar=False
+            temporary,
+            temporary,
+            parameters=parameters,
+            cwd=notebook.parent,
+            kernel_name="python3",
+            progress_bar=False,
+            # sockets of this user alone: the ports of TCP are open to everyone on the machine
+            config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
         )
         executed = nbformat.read(temporary, as_version=4)
         executed.metadata.pop("papermill", None)
@@ -71,10 +78,6 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
             if cell.cell_type == "code":  # warnings and progress bars name paths and machines
                 cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         nbformat.write(executed, temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _as_written(notebook: Path) -> Any:
@@ -86,13 +89,26 @@ def _as_written(notebook: Path) -> Any:
     return content
 
 
-def configuration(notebook: str | os.PathLike[str]) -> str:
-    """A hash of a notebook's code, parameters included: what its figures were made by."""
+def code_of(notebook: str | os.PathLike[str]) -> list[ast.Module]:
+    """The code cells, parameters included and the magics of IPython left out."""
     import nbformat
 
-    cells = nbformat.read(notebook, as_version=4).cells
-    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    plain = ["\n".join(line for line in source.splitlines() if not line.startswith(("%", "!"))) for source in cells]
+    return [ast.parse(source) for source in plain]
+
+
+def configuration(notebook: str | os.PathLike[str]) -> str:
+    """A hash of what a notebook's figures were made by: its code and parameters, but not its imports, comments and
+    layout. A function that moves to another module stays the same."""
+    code = [[ast.unparse(node) for node in cell.body if not isinstance(node, (ast.Import, ast.ImportFrom))]
+            for cell in code_of(notebook)]  # fmt: skip
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]
+
+
+def library_version(notebook: str | os.PathLike[str]) -> str:
+    """A hash of the source of the library that a notebook's imports reach."""
+    return code_version(*sorted(set().union(*(imported(ast.unparse(cell)) for cell in code_of(notebook)))))[:16]
 
 
 def digest(file: Path) -> str:
@@ -116,17 +132,11 @@ def _record(notebook: Path, started: float, preset: str) -> None:
     manifest = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
     manifest[notebook.stem] = {
         "configuration": configuration(notebook),
+        "code": library_version(notebook),
         "preset": preset,
         "files": _digests(notebook),
     }
-    _write(MANIFEST, dict(sorted(manifest.items())))
-
-
-def _write(file: Path, content: Any) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(file)
+    write_text(MANIFEST, json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
 
 
 def _stamp(notebook: Path, preset: str) -> Path:
@@ -155,11 +165,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--preset", choices=PRESETS, default="default")
     options = parser.parse_args(arguments)
     notebooks = sorted(FOLDER.glob("[0-9]*.ipynb"))
+    there = ", ".join(notebook.stem for notebook in notebooks)
+    if unknown := [name for name in options.names if not any(n.name.startswith(name) for n in notebooks)]:
+        parser.error(f"no notebook starts with {' or '.join(unknown)}; there are {there or 'none'}")
     chosen = [n for n in notebooks if not options.names or n.name.startswith(tuple(options.names))]
-    if not chosen:
-        parser.error(
-            f"no notebook starts with {', '.join(options.names)}; there are {', '.join(n.stem for n in notebooks)}"
-        )
     if len(chosen) > 1 and not HopWorldConfig().folder.exists():
         # most of them need the default world's language model: one thread trains it while the first ones run
         command = "from laser_lab.data.hopworld import pretrained; pretrained()"
@@ -173,7 +182,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         run(notebook, notebook, **PRESETS[options.preset])
         _record(notebook, start, options.preset)
-        _write(stamp, _outputs(notebook))
+        write_text(stamp, json.dumps(_outputs(notebook)))
         print(f"{time.time() - start:.0f} s", flush=True)
     print(f"figures are in {FIGURES}")
     return 0

@@ -26,15 +26,21 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
 def imports(name: str, package: Path = PACKAGE) -> set[str]:
     """The modules of the package that module `name` imports anywhere. That Python also runs the ``__init__`` of the
     folders above them is left out: a package's front door names everything."""
+    source = modules(package)[name].read_text(encoding="utf-8")
+    return imported(source, package) - {name}
+
+
+def imported(source: str, package: Path = PACKAGE) -> set[str]:
+    """The modules of the package that Python `source` imports."""
     known = modules(package)
     found = set()
-    for node in _nodes(ast.parse(known[name].read_text(encoding="utf-8"))):
+    for node in _nodes(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             whole = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
             found |= {full if full in known else node.module for full in whole.values()}
-    return found & known.keys() - {name}
+    return found & known.keys()
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:

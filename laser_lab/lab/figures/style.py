@@ -1,0 +1,193 @@
+"""What all figures share: colours, names, fonts, the canvas, and writing to files."""
+
+from __future__ import annotations
+
+import io
+import os
+import textwrap
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laser_lab.base.files import atomic_file, missing_extra
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+METHOD_COLOURS = {
+    "laser": "#0173b2",
+    "latent": "#de8f05",
+    "gircse": "#029e73",
+    "basic": "#d55e00",
+    "rewrite": "#cc78bc",
+    "lame": "#ca9161",
+    "laser-no-explicit": "#fbafe4",
+    "laser-no-latent": "#56b4e9",
+    "laser-no-trajectory": "#ece133",
+    "laser-no-output": "#332288",
+    "laser-no-colearning": "#661100",
+    "explicit view": "#44aa99",
+    "untrained": "#333333",
+    "random": "#949494",
+    "zero-shot": "#333333",
+    "bm25": "#949494",
+    "bm25-reasoning": "#999933",
+    "explicit": "#44aa99",
+    "lame-no-decoder": "#44aa99",
+    "lame-no-diversity": "#999933",
+    "lame-no-warmup": "#aa4499",
+}
+"""Method to colour, safe for colour-blind readers (seaborn's "colorblind" palette and five of Paul Tol's)."""
+
+GROUP_COLOURS = ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#ca9161", "#56b4e9", "#949494")
+"""For groups that are no methods, in order of appearance (seaborn's "colorblind" palette)."""
+
+
+STYLE = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "laser_lab",
+}
+NAMES = {
+    "ndcg@10": "nDCG@10",
+    "recall@10": "Recall@10",
+    "recall@100": "Recall@100",
+    "map": "MAP",
+    "mrr": "MRR",
+    "thinking_steps": "thinking steps K",
+    "train_steps": "K in training",
+    "milliseconds": "milliseconds per query",
+    "hops": "hops:",
+    "verbosity": "tokens of reasoning per hop",
+    "step": "thinking step k",
+    "probability": "probability",
+    "cosine": "cosine similarity",
+    "layer": "layer",
+    "segment": "reasoning segment",
+    "cka": "CKA",
+    "accuracy": "accuracy of the probe",
+}
+"""Column to axis label; a column without an entry is shown with spaces for underscores."""
+
+
+def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
+    """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`; the same input gives the same bytes.
+
+    Each file is complete before it takes its name, and none does if one of them fails.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        ValueError: `name` is not a plain file stem.
+    """
+    if not name or Path(name).name != name or name.startswith("."):
+        raise ValueError(f"name must be a plain file stem such as '01_thoughts', got {name!r}")
+    folder = Path(folder)
+    finals = [folder / f"{name}.png", folder / f"{name}.svg", folder / "data" / f"{name}.csv"]
+    with ExitStack() as files, styled():
+        png, svg, csv = [files.enter_context(atomic_file(file)) for file in finals]
+        fig.savefig(png, format="png", dpi=160, metadata={"Software": None}, facecolor="white")
+        fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
+        data.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
+    return finals[0]
+
+
+def readable(token: str, limit: int | None = 12) -> str:
+    """A token as it can be drawn: ⏎ for a new line, ⇥ for a tab, ␣ for a space at an end, U+XXXX for what the font
+    lacks, and at most `limit` characters.
+    """
+    inner = token.strip(" ")
+    start = len(token) - len(token.lstrip(" "))
+    end = len(token) - len(inner) - start if inner else 0
+    text = "␣" * start + inner + "␣" * end
+    text = text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\r", "⏎").replace("\t", "⇥")
+    text = "".join(c if c.isprintable() and ord(c) in _font_characters() else f"U+{ord(c):04X}" for c in text)
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise missing_extra("matplotlib", "lab") from error
+    return matplotlib
+
+
+def styled() -> Any:
+    """A context in which matplotlib draws as :data:`STYLE` says."""
+    return _matplotlib().rc_context(STYLE)
+
+
+@lru_cache(maxsize=1)
+def _figure_class() -> type[Figure]:
+    """A Figure outside pyplot (nothing to close, nothing shown twice) that a notebook shows without any magic."""
+    _matplotlib()
+    from matplotlib.figure import Figure
+
+    class NotebookFigure(Figure):
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            with styled():
+                self.savefig(buffer, format="png", dpi=100, metadata={"Software": None}, facecolor="white")
+            return buffer.getvalue()
+
+    return NotebookFigure
+
+
+def canvas(size: tuple[float, float]) -> Figure:
+    """An empty figure of `size` in inches."""
+    return _figure_class()(figsize=size, layout="constrained")
+
+
+@lru_cache(maxsize=1)
+def _font_characters() -> frozenset[int]:
+    _matplotlib()
+    from matplotlib import font_manager
+
+    return frozenset(font_manager.get_font(font_manager.findfont(STYLE["font.family"])).get_charmap())
+
+
+def colour_of(name: Any, at: int) -> str:
+    """The colour of a method, or of the group that comes `at` that place."""
+    return METHOD_COLOURS.get(name, GROUP_COLOURS[at % len(GROUP_COLOURS)])
+
+
+def headline(fig: Figure, title: str | None, **font: Any) -> None:
+    if title:
+        fig.suptitle(title, x=0.01, ha="left", parse_math=False, **font)
+
+
+def finish(ax: Axes, label: str, title: str | None, bottom: float | None) -> None:
+    """Label, grid and title of a panel; `bottom` is the lower end of its vertical axis, None: as drawn."""
+    ax.set_ylabel(label)
+    ax.grid(axis="y", alpha=0.3)
+    ax.set_axisbelow(True)
+    if bottom is not None:
+        ax.set_ylim(bottom=bottom)
+    if title:
+        ax.set_title(wrap(title, 56), parse_math=False)
+
+
+def wrap(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width)) or text
+
+
+def axis_label(column: str) -> str:
+    return NAMES.get(column, column.replace("_", " "))
+
+
+def check(frame: pd.DataFrame, columns: list[str]) -> None:
+    missing = [column for column in columns if column not in frame]
+    if missing:
+        raise ValueError(f"the frame lacks the column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}")
+    if frame.empty:
+        raise ValueError("the frame is empty: nothing to draw")

@@ -1,0 +1,85 @@
+"""The records of an experiment on real text: tables, per-query measures and run cards, with no text of the data."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from laser_lab.base.files import write_text
+from laser_lab.base.stats import summarise
+from laser_lab.lab.rows import READINGS, Row, without_paths
+from laser_lab.methods import METHODS
+from laser_lab.training.run import RUN_CARD
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BY = ["corpus", "system", "train_steps", "thinking_steps"]
+"""What a row of the summary is about."""
+
+
+def system_label(system: str, train_steps: int) -> str:
+    """A system by name, with its K in training where that is not the method's own."""
+    usual = system not in METHODS or system in READINGS or train_steps == METHODS[system].thinking_steps
+    return system if usual else f"{system} K={train_steps}"
+
+
+def training_record(row: Row, entries: int = 40) -> dict[str, Any]:
+    """The run card of the training behind a row, with at most about `entries` of the logged steps.
+
+    Raises:
+        FileNotFoundError: It is not trained yet.
+    """
+    file = row.trained / "final" / RUN_CARD
+    if not file.exists():
+        raise FileNotFoundError(f"{row.system}, K={row.steps}, seed {row.seed} is not trained yet: run it first")
+    card = without_paths(json.loads(file.read_text()))
+    every = -(-len(card["history"]) // entries) or 1
+    card["history"] = [
+        {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in entry.items()}
+        for entry in card["history"][::every]
+    ]
+    return card
+
+
+def per_query(row: Row, settings: Iterable[str] = ()) -> pd.DataFrame:
+    """A finished row's measures, a row per query and inference K; `settings` of its training become columns."""
+    frame = row.frame().assign(**{name: row.training[name] for name in settings})
+    times = {int(k): value for k, value in row.record["ms_per_query"].items()}
+    return frame.assign(ms_per_query=frame["thinking_steps"].map(times))
+
+
+def summary(frame: pd.DataFrame, settings: Iterable[str] = ()) -> pd.DataFrame:
+    """The table of some :func:`per_query` frames: means over seeds and queries, and the interval of nDCG@10."""
+    by = [*BY, *settings]
+    means = frame.groupby(by, as_index=False)[["recall@100", "ms_per_query"]].mean()
+    return summarise(frame, by).merge(means, on=by)
+
+
+def best_settings(table: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
+    """The settings with the highest nDCG@10 at the K of training, a row per trained system of a search's table."""
+    own = table[table["train_steps"] == table["thinking_steps"]]
+    best = own.loc[own.groupby(["system", "train_steps"], sort=False)["ndcg@10"].idxmax()]
+    return best[["system", "train_steps", *settings, "ndcg@10", "low", "high"]].reset_index(drop=True)
+
+
+def write_records(rows: Sequence[Row], out: str | os.PathLike[str], settings: Sequence[str] = ()) -> pd.DataFrame:
+    """Write what is finished of `rows` to ``OUT.csv``, ``OUT_per_query.csv`` and ``OUT_runs.json``; return the
+    summary. Of the data they hold only the ids of queries."""
+    import pandas as pd
+
+    done = [row for row in rows if row.done]
+    frame = pd.concat([per_query(row, settings) for row in done], ignore_index=True)
+    table = summary(frame, settings)
+    runs = [
+        row.record | {"steps": row.steps} | ({"training": training_record(row)} if row.is_trained else {})
+        for row in done
+    ]
+    stem = os.fspath(out).removesuffix(".csv")
+    measures = frame.drop(columns="ms_per_query")
+    write_text(f"{stem}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+    write_text(f"{stem}_per_query.csv", measures.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+    write_text(f"{stem}_runs.json", json.dumps(runs, indent=1) + "\n")
+    return table
