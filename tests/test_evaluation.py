@@ -49,7 +49,7 @@ def setting(tiny_folder):
 
 @pytest.fixture(scope="module")
 def swept(setting):
-    """The model's thoughts, K=4, on a task in which the ranks move with K: nothing is right, so no rank is 1 for good."""
+    """The thoughts of the model, K=4, on a task with answers at random, so that the ranks move with K."""
     corpus = {f"d{i}": f"{first} {second}" for i, (first, second) in enumerate(zip(WORDS, reversed(WORDS)))}
     queries = {f"q{i}": word for i, word in enumerate(WORDS)}
     task = RetrievalTask("moving", queries, corpus, {f"q{i}": {f"d{i * 7 % len(WORDS)}": 1} for i in range(len(WORDS))})

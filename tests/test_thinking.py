@@ -75,7 +75,7 @@ def test_loop_equals_the_naive_reference(family, kind):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_hot_soft_token_is_the_embedding(family):
-    """With p one-hot on token i the soft token is what the embedding module returns for i (docs/method.md, section 1)."""
+    """With p one-hot on token i the soft token is what the embedding module returns for i."""
     backbone = tiny_backbone(family)
     backbone.causal_lm.config.final_logit_softcapping = None  # a cap keeps p from being one-hot
     head = torch.nn.functional.normalize(
