@@ -1,4 +1,5 @@
-"""The explicit view: reasoning in segments, their states, downsampled in time (training only; METHOD 2)."""
+"""The explicit view, for training and as an upper bound: segments of reasoning and their states (docs/method.md,
+section 2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewrite-then-retrieve: reason in words with a causal LM, then encode the query and what was written (METHOD 4)."""
+"""Rewrite-then-retrieve: a causal LM reasons in words, then query and reasoning are encoded."""
 
 from __future__ import annotations
 

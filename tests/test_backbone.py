@@ -76,7 +76,8 @@ def test_pickled_weights_are_refused(tmp_path):
         ll.load(tmp_path)
 
 
-def test_remote_code_needs_the_flag(tmp_path):
+def test_remote_code_needs_the_flag(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     tiny_model().save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -89,19 +90,29 @@ def test_remote_code_needs_the_flag(tmp_path):
     with pytest.raises((ValueError, OSError)):
         ll.load(tmp_path)
     assert not (tmp_path / "ran").exists()
+    with pytest.raises(Exception):  # noqa: B017  (the code is no model; it runs, which is the point)
+        ll.load(tmp_path, trust_remote_code=True)
+    assert (tmp_path / "ran").exists()
 
 
 def test_local_folders_never_call_the_hub(tiny_folder, monkeypatch):
+    import socket
+
     import huggingface_hub
 
-    def refuse(*args, **kwargs):
-        raise AssertionError("a call to the hub")
+    asked = []
 
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    for name in ("hf_hub_download", "snapshot_download", "model_info", "list_repo_files"):
-        monkeypatch.setattr(huggingface_hub, name, refuse, raising=False)
-    monkeypatch.setattr("httpx.Client.send", refuse)
-    ll.load(tiny_folder)
+    def refuse(host, *args, **kwargs):
+        asked.append(host)  # a library may swallow the error
+        raise RuntimeError("no network in tests")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    ll.load(tiny_folder).encode(["sky"])
+    assert asked == []
+    with pytest.raises(RuntimeError, match="no network"):
+        ll.load("nobody/nothing")
+    assert asked, "the trap works"
 
 
 def test_dtype_and_device(tiny_folder):

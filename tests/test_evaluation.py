@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import WORDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,11 +23,13 @@ def test_measures_on_random_runs(data):
     n = data.draw(st.integers(2, 30))
     docs = [f"d{i}" for i in range(n)]
     order = data.draw(st.permutations(docs))
-    relevant = data.draw(st.lists(st.sampled_from(docs), min_size=1, unique=True))
-    task = RetrievalTask("t", {"q": "?"}, {d: d for d in docs}, {"q": dict.fromkeys(relevant, 1)})
+    relevant = data.draw(st.dictionaries(st.sampled_from(docs), st.integers(1, 3), min_size=1))
+    task = RetrievalTask("t", {"q": "?"}, {d: d for d in docs}, {"q": relevant})
     row = score_run({"q": {d: float(n - i) for i, d in enumerate(order)}}, task).iloc[0]
     assert row["ndcg@10"] == pytest.approx(plain_ndcg(order, task.qrels["q"]), abs=1e-9)
     assert row["recall@10"] == pytest.approx(len(set(order[:10]) & set(relevant)) / len(relevant), abs=1e-9)
+    found = sorted(order.index(d) + 1 for d in relevant)
+    assert row["map"] == pytest.approx(np.mean([i / rank for i, rank in enumerate(found, 1)]), abs=1e-9)
     assert row["mrr"] == pytest.approx(1 / (1 + min(order.index(d) for d in relevant)), abs=1e-9)
 
 
@@ -44,6 +47,15 @@ def setting(tiny_folder):
     return ll.load(tiny_folder, prompts={"query": ""}, device="cpu"), task
 
 
+@pytest.fixture(scope="module")
+def swept(setting):
+    """The thoughts of the model, K=4, on a task with answers at random, so that the ranks move with K."""
+    corpus = {f"d{i}": f"{first} {second}" for i, (first, second) in enumerate(zip(WORDS, reversed(WORDS)))}
+    queries = {f"q{i}": word for i, word in enumerate(WORDS)}
+    task = RetrievalTask("moving", queries, corpus, {f"q{i}": {f"d{i * 7 % len(WORDS)}": 1} for i in range(len(WORDS))})
+    return task, *(ll.think(setting[0], list(texts.values()), thinking_steps=4) for texts in (queries, corpus))
+
+
 def test_identical_texts_rank_first(setting):
     model, task = setting
     assert ll.evaluate(model, task)["ndcg@10"] == 1.0
@@ -53,30 +65,36 @@ def test_identical_texts_rank_first(setting):
     assert len(ranked) == 6 and ranked[ranked["rank"] == 1].relevant.all()
 
 
-def test_one_rollout_scores_every_k(setting):
-    model, task = setting
-    queries = ll.think(model, list(task.queries.values()), thinking_steps=4)
-    documents = ll.think(model, list(task.corpus.values()), thinking_steps=4)
-    swept = score_steps(queries, documents, task)
+def test_one_rollout_scores_every_k(setting, swept):
+    task, queries, documents = swept
+    found = score_steps(queries, documents, task)
+    assert found.groupby("thinking_steps")["mrr"].mean().nunique() == 4, "else any K would pass"
     for steps in range(1, 5):
-        alone = ll.evaluate(model, task, thinking_steps=steps, per_query=True)
-        both = swept[swept.thinking_steps == steps].merge(alone, on="query_id", suffixes=("", "_alone"))
-        np.testing.assert_allclose(both["ndcg@10"], both["ndcg@10_alone"], atol=1e-9)
+        alone = ll.evaluate(setting[0], task, thinking_steps=steps, per_query=True)
+        both = found[found.thinking_steps == steps].merge(alone, on="query_id", suffixes=("", "_alone"))
+        assert len(both) == len(WORDS)
+        np.testing.assert_allclose(both["mrr"], both["mrr_alone"], atol=1e-9)
 
 
-def test_an_index_can_stay_while_queries_think_longer(setting):
-    model, task = setting
-    queries = ll.think(model, list(task.queries.values()), thinking_steps=4)
-    documents = ll.think(model, list(task.corpus.values()), thinking_steps=4)
-    swept = score_steps(queries, documents, task, document_steps=2)
-    for steps in (2, 4):
+def test_an_index_can_stay_while_queries_think_longer(swept):
+    task, queries, documents = swept
+    found, moving = score_steps(queries, documents, task, document_steps=2), score_steps(queries, documents, task)
+    for steps in (1, 2, 4):
         alone = score(queries.embeddings_at(steps).numpy(), documents.embeddings_at(2).numpy(), task, per_query=True)
-        assert swept[swept.thinking_steps == steps]["mrr"].tolist() == alone["mrr"].tolist()
+        assert found[found.thinking_steps == steps]["mrr"].tolist() == alone["mrr"].tolist()
+    assert (found["mrr"] != moving["mrr"])[found.thinking_steps != 2].any()
 
 
-def test_random_embeddings_are_near_chance():
+def test_random_embeddings_are_ranked_as_by_hand():
     rng = np.random.default_rng(0)
-    unit = lambda n: (x := rng.normal(size=(n, 64)).astype("float32")) / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
-    queries, corpus = {f"q{i}": "?" for i in range(200)}, {f"d{i}": "!" for i in range(100)}
-    task = RetrievalTask("chance", queries, corpus, {q: {f"d{i % 100}": 1} for i, q in enumerate(queries)})
-    assert score(unit(200), unit(100), task)["recall@10"] == pytest.approx(0.1, abs=0.07)
+    queries, documents = (rng.normal(size=(n, 64)).astype("float32") for n in (200, 100))
+    queries, documents = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, documents))
+    right = np.arange(200) % 100
+    names = {f"q{i}": {f"d{doc}": 1} for i, doc in enumerate(right)}
+    task = RetrievalTask("chance", dict.fromkeys(names, "?"), {f"d{i}": "!" for i in range(100)}, names)
+    scores = queries @ documents.T
+    ranks = 1 + (scores > scores[np.arange(200), right][:, None]).sum(1)
+    found = score(queries, documents, task)
+    assert found["recall@10"] == pytest.approx((ranks <= 10).mean(), abs=1e-9)
+    assert found["ndcg@10"] == pytest.approx(((ranks <= 10) / np.log2(ranks + 1)).mean(), abs=1e-6)
+    assert found["mrr"] == found["map"] == pytest.approx((1 / ranks).mean(), abs=1e-6)

@@ -60,7 +60,7 @@ def test_thinking_steps_per_call(model):
 
 
 def test_generated_pooling_drops_the_first_state():
-    """GIRCSE pools the states of generated tokens: K of them need K+1 calls."""
+    """GIRCSE pools the states of generated tokens: K of them need K+1 calls (docs/method.md, section 6)."""
     backbone = tiny_backbone()
     every, generated = LatentEncoder(backbone), LatentEncoder(backbone, pooling="generated")
     features = every.preprocess(TEXTS)

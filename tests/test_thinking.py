@@ -1,4 +1,4 @@
-"""The loop against a deliberately naive reference written from METHOD section 1."""
+"""The loop against a deliberately naive reference written from docs/method.md, section 1."""
 
 import copy
 
@@ -75,7 +75,7 @@ def test_loop_equals_the_naive_reference(family, kind):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_hot_soft_token_is_the_embedding(family):
-    """With p one-hot on token i the soft token is what the embedding module returns for i (METHOD 1, traps)."""
+    """With p one-hot on token i the soft token is what the embedding module returns for i."""
     backbone = tiny_backbone(family)
     backbone.causal_lm.config.final_logit_softcapping = None  # a cap keeps p from being one-hot
     head = torch.nn.functional.normalize(
@@ -94,10 +94,8 @@ def test_neighbours_and_padding_change_nothing(family):
     with torch.no_grad():
         together = pool(latent_thinking(backbone, ids, mask, 3).states)
         for row, length in enumerate((9, 3, 6)):
-            alone = pool(
-                latent_thinking(backbone, ids[row : row + 1, -length:], mask[row : row + 1, -length:], 3).states
-            )
-            assert torch.cosine_similarity(alone, together[row : row + 1]) >= 0.9999
+            alone = latent_thinking(backbone, ids[row : row + 1, -length:], mask[row : row + 1, -length:], 3)
+            torch.testing.assert_close(pool(alone.states), together[row : row + 1], atol=1e-4, rtol=0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -110,26 +108,27 @@ def test_padding_for_any_batch(lengths, steps, seed):
         torch.testing.assert_close(found, naive_thinking(backbone.model, ids, mask, steps), atol=1e-4, rtol=0)
 
 
-def test_gradients_reach_the_cause_of_the_first_soft_token():
-    backbone = tiny_backbone()
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_the_gradient_of_a_later_state_flows_through_the_soft_tokens(family, monkeypatch):
+    """h_3 depends on the input through the cache and through both soft tokens: its gradient is that of the finite
+    difference of a whole rollout, and without the way through the soft tokens it is another one."""
+    backbone = tiny_backbone(family)
     ids, mask = batch((5, 5))
-    seen = {}
+    generator = torch.Generator().manual_seed(0)
+    inputs = backbone.embed(ids).detach()
+    direction, readout = (torch.randn(shape, generator=generator) for shape in (inputs.shape, (2, 32)))
 
-    def keep(_, __, output):
-        seen["x"] = output.detach().requires_grad_()
-        return seen["x"]
+    def third(shift, edit=None):
+        monkeypatch.setattr(backbone, "embed", lambda _: inputs + shift * direction)
+        return (latent_thinking(backbone, ids, mask, 3, edit=edit).states[:, 2] * readout).sum()
 
-    hook = backbone.causal_lm.get_input_embeddings().register_forward_hook(keep)
-    states = latent_thinking(backbone, ids, mask, 3).states
-    hook.remove()
-    # h_3 sees position 0 through the cache; cut that by asking only for what the *soft token* carries
-    first, third = states[:, 0], states[:, 2]
-    through_loop = torch.autograd.grad(third.sum(), seen["x"], retain_graph=True)[0]
-    through_state = torch.autograd.grad(third.sum(), first, retain_graph=True, allow_unused=True)[0]
-    assert torch.isfinite(through_loop).all() and through_loop.abs().max() > 0
-    assert through_state is None or torch.isfinite(through_state).all()
-    token = backbone.soft_token(first)
-    assert torch.autograd.grad(token.pow(2).sum(), seen["x"])[0].abs().max() > 0
+    shift = torch.zeros((), requires_grad=True)
+    slope, cut = (torch.autograd.grad(third(shift, e), shift)[0] for e in (None, lambda k, t, rows: t.detach()))
+    step = 1e-3
+    with torch.no_grad():
+        finite = (third(step) - third(-step)) / (2 * step)
+    torch.testing.assert_close(slope, finite, rtol=0.02, atol=0)
+    assert (slope - cut).abs() > 0.1 * finite.abs()
 
 
 def test_gradients_equal_the_naive_reference():
@@ -142,6 +141,7 @@ def test_gradients_equal_the_naive_reference():
         pool(naive_thinking(backbone.model, ids, mask, 3)).pow(3).sum(), list(backbone.parameters())
     )
     for (name, _), a, b in zip(backbone.named_parameters(), ours, naive):
+        assert b.abs().max() > 1e-2, name
         if "embed_tokens" in name:  # the reference looks the whole table up, where the padding row takes no gradient
             a, b = a[1:], b[1:]
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
@@ -153,6 +153,7 @@ def test_gradient_checkpointing_gives_the_same_states():
     expected = latent_thinking(backbone, ids, mask, 3).states
     backbone.causal_lm.gradient_checkpointing_enable()
     backbone.train()
+    assert backbone.new_cache() is None, "the loop must go over the whole sequence here"
     torch.testing.assert_close(latent_thinking(backbone, ids, mask, 3).states, expected, atol=1e-4, rtol=0)
 
 
@@ -165,7 +166,7 @@ def test_half_precision_is_close(family):
         half = Backbone(copy.deepcopy(backbone.model).to(torch.bfloat16), backbone.tokenizer)
         found = pool(latent_thinking(half, ids, mask, 3).states)
     assert found.dtype == torch.float32 and torch.isfinite(found).all()
-    assert torch.cosine_similarity(found, expected).min() > 0.95
+    assert torch.cosine_similarity(found, expected).min() > 0.999  # one pass alone has 0.79 to 0.98
 
 
 def test_thoughts_hold_every_smaller_k():
@@ -173,6 +174,8 @@ def test_thoughts_hold_every_smaller_k():
     thoughts = Thoughts(list("abcd"), states)
     assert thoughts.thinking_steps == 5 and len(thoughts) == 4
     torch.testing.assert_close(thoughts.embeddings_at(2), pool(states[:, :2]))
+    torch.testing.assert_close(thoughts.embeddings_at(3, without=1), pool(states[:, 1:3]))
+    assert (thoughts.embeddings_at(3, without=1) - thoughts.embeddings_at(3)).abs().max() > 1e-2
     torch.testing.assert_close(thoughts[-1].embeddings, thoughts.embeddings[-1:])
     for step in (0, 6):
         with pytest.raises(ValueError, match="from 1 to 5"):
