@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import laser_lab as ll
 from laser_lab.base.stats import proportion
-from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig
+from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.methods import method_of

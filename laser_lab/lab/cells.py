@@ -28,7 +28,8 @@ import numpy as np
 
 from laser_lab.base.files import cache_dir, cached_build
 from laser_lab.base.stats import summarise
-from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig
+from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.lab.provenance import code_version
 from laser_lab.methods import method_of
 
