@@ -24,7 +24,7 @@ from laser_lab.weights import BUILT_IN, load_backbone
 TINY = dict(entities=6, relations=2, hops=2, dev=4, test=4, layers=1, hidden_size=16, heads=2, pretrain_steps=3)
 small_configs = st.builds(
     HopWorldConfig,
-    entities=st.integers(3, 12),
+    entities=st.integers(4, 12),
     relations=st.integers(2, 4),
     attributes=st.integers(0, 5),
     hops=st.integers(1, 4) | st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True).map(tuple),
