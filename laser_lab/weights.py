@@ -17,7 +17,7 @@ from torch import nn
 from laser_lab import adapters
 from laser_lab.backbone import Backbone
 from laser_lab.base.files import cache_dir, cached_build, missing_extra
-from laser_lab.data.hopworld import pretrained
+from laser_lab.data.hopworld_lm import pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

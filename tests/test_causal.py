@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import laser_lab as ll
 from laser_lab.base.stats import proportion
-from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig
+from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.methods import method_of
@@ -222,6 +223,20 @@ def test_bridge_swaps_lead_elsewhere(small_world, by):
             assert row.outcome == expected
         rates = swaps.outcome_rates(found)
         np.testing.assert_allclose(rates.groupby("readout")[["rate", "undisturbed"]].sum(), 1)
+
+
+@pytest.mark.parametrize("by", ["token", "thought"])
+def test_swaps_leave_out_queries_that_end_before(tmp_path, monkeypatch, by):
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
+    sizes = dict(entities=12, relations=2, dev=0, test=18, layers=1, hidden_size=16, heads=2, pretrain_steps=3)
+    config = HopWorldConfig(hops=(1, 2, 3), **sizes)
+    world, model = HopWorld(config), ll.load(pretrained(config), device="cpu")
+    depth = {c.id: c.depth for c in world.test}
+    for step in (1, 2):
+        found = swaps.bridge_swaps(model, world, step, 3, by=by)
+        assert {depth[i] for i in found.query_id} == set(range(step + 1, 4))
+    with pytest.raises(ValueError, match="from 1 to 2"):
+        swaps.bridge_swaps(model, world, 3, 6, by=by)
 
 
 def test_swaps_of_strength_zero_are_undisturbed(small_world):

@@ -152,6 +152,10 @@ def test_hop_labels():
     assert list(labels) == ["start", "bridge 1", "relation 1", "bridge 2", "relation 2"]
     for i, c in enumerate(world.test):
         assert labels["bridge 2"][i] == c.answer == world.facts[labels["relation 2"][i]][labels["bridge 1"][i]]
+    mixed = HopWorld(HopWorldConfig(entities=8, relations=2, hops=(1, 2), dev=2, test=4)).test
+    assert list(geometry.hop_labels([c for c in mixed if c.depth == 1])) == ["start", "bridge 1", "relation 1"]
+    with pytest.raises(ValueError, match=r"depths \[1, 2\]"):
+        geometry.hop_labels(mixed)
 
 
 # -- CKA, drift, collapse ------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """HopWorld: the same world for the same seed, splits that share nothing, hops that follow the facts."""
 
 import json
+from collections import Counter
+from itertools import product
 
 import pytest
 import torch
@@ -8,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import laser_lab as ll
-from laser_lab.data.hopworld import (
-    HopWorld,
-    HopWorldConfig,
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig
+from laser_lab.data.hopworld_lm import (
+    answered_in_words,
     chain_of_thought_accuracy,
     pretrain,
     pretrained,
@@ -22,15 +24,17 @@ from laser_lab.weights import BUILT_IN, load_backbone
 TINY = dict(entities=6, relations=2, hops=2, dev=4, test=4, layers=1, hidden_size=16, heads=2, pretrain_steps=3)
 small_configs = st.builds(
     HopWorldConfig,
-    entities=st.integers(2, 12),
+    entities=st.integers(4, 12),
     relations=st.integers(2, 4),
     attributes=st.integers(0, 5),
-    hops=st.integers(1, 4),
+    hops=st.integers(1, 4) | st.lists(st.integers(1, 4), min_size=1, max_size=3, unique=True).map(tuple),
     verbosity=st.integers(1, 20),
-    dev=st.just(1),
-    test=st.integers(1, 2),
+    dev=st.integers(0, 2),
+    test=st.integers(3, 4),
+    train_queries=st.none() | st.integers(1, 40),
     seed=st.integers(0, 1000),
 )
+MIXED = HopWorldConfig(hops=(1, 2, 3, 4))
 
 
 def test_a_seed_is_a_world():
@@ -56,9 +60,8 @@ def test_verbosity_and_model_size_change_neither_facts_nor_splits():
 @given(small_configs)
 def test_every_world_keeps_its_promises(config):
     world = HopWorld(config)
-    ids = {split: {c.id for c in compositions} for split, compositions in world.splits.items()}
-    # disjoint and complete
-    assert sum(map(len, ids.values())) == len(set().union(*ids.values())) == config.compositions
+    assert [c.depth for c in (*world.dev, *world.test)].count(config.max_hops) == sum(config.held_out[config.max_hops])
+    assert (len(world.dev), len(world.test)) == (config.dev, config.test)
     assert len(set(world.entities)) == config.entities
     assert all(e != other for function in world.facts.values() for e, other in function.items())
 
@@ -69,12 +72,12 @@ def test_every_world_keeps_its_promises(config):
             assert world.facts[relation][entity] == bridge
             entity = bridge
         assert composition.answer == entity
-        assert composition.query.split()[::2][: config.hops] == list(reversed(composition.relations))
+        assert composition.query.split()[::2][: composition.depth] == list(reversed(composition.relations))
 
         segments = world.reasoning(composition)
         assert [s.split()[-1] for s in segments] == list(composition.bridges)
         encoded = tokenizer(segments)["input_ids"]
-        assert [len(ids) for ids in encoded] == [config.verbosity] * config.hops
+        assert [len(ids) for ids in encoded] == [config.verbosity] * composition.depth
         assert tokenizer.unk_token_id not in sum(encoded, tokenizer(composition.query)["input_ids"])
 
         negatives = world.hard_negatives(composition)
@@ -82,12 +85,81 @@ def test_every_world_keeps_its_promises(config):
         assert set(negatives) == {composition.start, *composition.bridges} - {composition.answer}
 
 
-def test_pretraining_never_sees_a_held_out_composition():
-    world = HopWorld(HopWorldConfig(entities=8, dev=20, test=100))
-    facts, documents, chains = pretraining_texts(world)
-    assert len(chains) == len(world.train)
+@settings(max_examples=40, deadline=None)
+@given(small_configs)
+def test_every_composition_has_one_place(config):
+    """Held out, known to the language model, or left out because it begins with a held-out one."""
+    world = HopWorld(config)
+    held_out = [c.id for c in (*world.dev, *world.test)]
+    for depth in config.depths:
+        left_out = set()
+        for start, relations in product(world.entities, product(world.relations, repeat=depth)):
+            beginnings = ["-".join((start, *relations[:hops])) for hops in range(1, depth)]
+            if set(beginnings) & set(held_out):
+                left_out.add("-".join((start, *relations)))
+        known = [c.id for c in world.known if c.depth == depth]
+        held_out_here = [c.id for c in (*world.dev, *world.test) if c.depth == depth]
+        assert not set(known) & (left_out | set(held_out_here))
+        # as many as there are, and none twice
+        total = config.entities * config.relations**depth
+        assert len(known) + len(held_out_here) + len(left_out - set(held_out_here)) == total
+        assert len(set(known) | set(held_out_here) | left_out) == total
+        trained = [c.id for c in world.train if c.depth == depth]
+        assert trained == known[: config.train_queries] and trained
+        assert len(held_out_here) == sum(config.held_out[depth])
+
+
+@settings(max_examples=40, deadline=None)
+@given(small_configs)
+def test_pretraining_never_sees_a_held_out_composition(config):
+    """Not even inside of a longer query: "b of a of x ? think" would spell out how to answer "a of x ? think"."""
+    world = HopWorld(config)
+    facts, documents, *chains = pretraining_texts(world)
+    assert len(chains) == len(config.depths) and sum(map(len, chains)) == len(world.known)
+    texts = "\n".join(" " + text for kind in (facts, documents, *chains) for text in kind)
     for composition in (*world.dev, *world.test):
-        assert not any(composition.query in text for text in (*facts, *documents, *chains))
+        assert f" {composition.query}" not in texts
+    assert all(f" {composition.query}" in texts for composition in world.train)
+
+
+@settings(max_examples=10, deadline=None)
+@given(small_configs)
+def test_training_sees_every_depth_equally_often(config):
+    world = HopWorld(config)
+    data = world.dataset("train")
+    rows = Counter(data["depth"])
+    most = max(Counter(c.depth for c in world.known).values())
+    assert rows == dict.fromkeys(config.depths, config.train_queries or most)
+    for depth in config.depths:
+        times = Counter(id for id, d in zip(data["id"], data["depth"]) if d == depth)
+        assert set(times) == {c.id for c in world.train if c.depth == depth}
+        assert max(times.values()) - min(times.values()) <= 1
+    again = HopWorld(config)
+    assert again.splits == world.splits and again.dataset("train").to_list() == data.to_list()
+
+
+def test_worlds_of_mixed_depth_hold_out_what_the_plain_ones_do():
+    world = HopWorld(MIXED)
+    for depth in MIXED.depths:
+        alone = HopWorld(HopWorldConfig(hops=depth, dev=20, test=200))
+        mine = [c for c in world.test if c.depth == depth]
+        assert len(mine) == 100 and mine == alone.test[:100]
+    assert {c.query: c.depth for c in world.test} == dict(
+        zip(world.dataset("test")["query"], world.dataset("test")["depth"])
+    )
+    assert world.task("dev").name == "hopworld-1-2-3-4hop-dev" and len(world.task("dev").queries) == 100
+    assert HopWorldConfig(hops=(4, 2, 1, 3)) == HopWorldConfig(hops=[1, 2, 3, 4]) == MIXED
+    assert HopWorldConfig(hops=(3,)) == HopWorldConfig() and HopWorldConfig(hops=(3,)).key == HopWorldConfig().key
+    uneven = HopWorldConfig(hops=(2, 3, 4), dev=4, test=5)
+    assert uneven.held_out == {2: (1, 1), 3: (1, 2), 4: (2, 2)}
+
+
+def test_the_language_model_does_not_depend_on_the_number_of_training_queries():
+    plain, few, more = (HopWorld(HopWorldConfig(hops=(1, 2, 3), train_queries=n)) for n in (None, 50, 80))
+    assert plain.config.key == few.config.key == more.config.key
+    assert pretraining_texts(plain) == pretraining_texts(few)
+    assert len(few.train) == 150 and set(few.train) < set(more.train) < set(plain.train)
+    assert plain.config.key != HopWorldConfig(hops=(1, 2, 3), dev=99).key
 
 
 def test_verbose_reasoning_reads_like_a_sentence():
@@ -113,7 +185,7 @@ def test_names_are_single_tokens_that_survive_the_round_trip():
 def test_dataset_and_task_agree():
     world = HopWorld(HopWorldConfig(**TINY))
     data, task = world.dataset("test"), world.task("test")
-    assert set(COLUMNS) | {"answer", "bridges"} == set(data.column_names)
+    assert set(COLUMNS) | {"answer", "bridges", "depth"} == set(data.column_names)
     assert len(data) == 4 and len(task.corpus) == 6
     for row in data:
         assert task.queries[row["id"]] == row["query"]
@@ -131,6 +203,20 @@ def test_dataset_and_task_agree():
         {"entities": 1},
         {"hops": 0},
         {"hops": 2.0},
+        {"hops": True},
+        {"hops": "3"},
+        {"hops": ()},
+        {"hops": (2, 2)},
+        {"hops": (0, 1)},
+        {"hops": (1, True)},
+        {"hops": (1, None)},
+        {"hops": (1, 33)},
+        {"test": 3, "hops": (1, 2, 3, 4)},
+        {"hops": (1, 2), "entities": 8, "dev": 0, "test": 64},
+        {"hops": (1, 2), "entities": 8, "dev": 0, "test": 52},
+        {"train_queries": 0},
+        {"train_queries": True},
+        {"train_queries": 10.0},
         {"verbosity": 0},
         {"relations": 17},
         {"attributes": -1},
@@ -147,7 +233,7 @@ def test_bad_settings_are_stopped_at_the_door(bad):
 
 def test_pretrained_folder_is_cached_and_loads(tmp_path, monkeypatch):
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
-    config = HopWorldConfig(**TINY)
+    config = HopWorldConfig(**TINY | dict(hops=(1, 2)))
     assert "hopworld" in BUILT_IN
     threads = torch.get_num_threads()
     folder = pretrained(config)
@@ -155,9 +241,14 @@ def test_pretrained_folder_is_cached_and_loads(tmp_path, monkeypatch):
     assert folder.parent == tmp_path and (folder / "model.safetensors").exists()
     report = json.loads((folder / "hopworld.json").read_text())
     assert HopWorldConfig(**report["config"]) == config and 0 <= report["chain_of_thought_accuracy"] <= 1
+    assert list(report["chain_of_thought_accuracy_by_depth"]) == ["1", "2"]
 
     written = (folder / "model.safetensors").stat().st_mtime_ns
-    assert pretrained(config) == folder and (folder / "model.safetensors").stat().st_mtime_ns == written
+    fewer = HopWorldConfig(**TINY | dict(hops=(1, 2), train_queries=3))
+    assert (
+        pretrained(fewer) == pretrained(config) == folder
+        and (folder / "model.safetensors").stat().st_mtime_ns == written
+    )
 
     model, world = ll.load(folder, thinking_steps=2, device="cpu"), HopWorld(config)
     query = world.test[0].query
@@ -184,6 +275,44 @@ def test_pretraining_repeats_itself(tmp_path):
         torch.manual_seed(ord(name))  # what the caller did with the global generator does not matter
         pretrain(config, tmp_path / name)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+class Writer:
+    """A language model that writes the truth, and `more` entities after it, instead of computing."""
+
+    training, device = False, torch.device("cpu")
+
+    def __init__(self, world, tokenizer, more=0):
+        self.tokenizer = tokenizer
+        rest = world.config.verbosity * [world.entities[0]] * more
+        self.texts = {c.query: " ".join([*world.reasoning(c), *rest, "</s>"]) for c in (*world.train, *world.test)}
+
+    def eval(self):
+        pass
+
+    train = lambda self, mode: None  # noqa: E731
+
+    def generate(self, input_ids, attention_mask, max_new_tokens, do_sample, pad_token_id):
+        queries = self.tokenizer.batch_decode(input_ids, skip_special_tokens=True)
+        written = [self.tokenizer(self.texts[query])["input_ids"][:max_new_tokens] for query in queries]
+        width = max(map(len, written))
+        written = torch.tensor([ids + [pad_token_id] * (width - len(ids)) for ids in written])
+        return torch.cat([input_ids, written], dim=1)
+
+
+@pytest.mark.parametrize("verbosity", [1, 3])
+def test_an_answer_in_words_is_right_and_stops(verbosity):
+    world = HopWorld(HopWorldConfig(**TINY | dict(hops=(1, 2), verbosity=verbosity)))
+    tokenizer = world.tokenizer()
+    assert answered_in_words(Writer(world, tokenizer), tokenizer, world) == [True] * 4
+    went_on = answered_in_words(Writer(world, tokenizer, more=1), tokenizer, world)
+    assert went_on == [c.depth == 2 for c in world.test], "there is no room to go on after the deepest"
+    liar = Writer(world, tokenizer)
+    first = world.test[0]
+    wrong = next(entity for entity in world.entities if entity not in first.bridges)
+    liar.texts[first.query] = liar.texts[first.query].replace(first.answer, wrong)
+    assert answered_in_words(liar, tokenizer, world) == [False, True, True, True]
+    assert chain_of_thought_accuracy(liar, tokenizer, world) == 0.75
 
 
 def test_a_model_that_cannot_compose_is_reported(tmp_path, caplog):

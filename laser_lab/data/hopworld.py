@@ -1,34 +1,30 @@
-"""HopWorld: a small world whose queries need a known number of reasoning steps, and a language model raised in it.
+"""HopWorld: a small world whose queries need a known number of reasoning steps.
 
-Entities, relations (each a function from entity to entity) and queries that compose them: to find the document of the
-"teacher of mother of mirolo" one must find mirolo's mother first. Every hop, its ground truth and who may know what
-when are known, so depth, verbosity and held-out composition can be set and thoughts can be checked (METHOD 5).
-This file knows nothing of thinking or retrieval; the only model in it is the backbone it pretrains.
+There are entities, relations (each a function from entity to entity) and queries that compose them: to find the
+document of the "teacher of mother of mirolo" one must find mirolo's mother first. Every hop is known, so a thought can
+be checked against the truth. What varies is set: how many hops a query needs (one depth or several), how many words
+the reasoning takes per hop, and how many queries there are to train on.
+
+This file knows no model. :mod:`laser_lab.data.hopworld_lm` pretrains the language model that belongs to a world.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import random
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from laser_lab.base.files import cache_dir, cached_build
+from laser_lab.base.files import cache_dir
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from laser_lab.data.readers import RetrievalTask
-
-logger = logging.getLogger(__name__)
 
 RELATIONS = (
     "mother teacher employer neighbour doctor landlord rival mentor cousin partner captain lawyer sponsor tailor guide "
@@ -45,30 +41,41 @@ GRAMMAR = ["of", "?", "think", "then", "is"]
 
 MAX_ENTITIES = 100_000
 MAX_COMPOSITIONS = 1_000_000
+MAX_HOPS = 32
 RECIPE = 3
-"""Part of the cache key: raise it when the same configuration would give another model."""
+"""Part of the language model's key: raise it when the same configuration would give another model."""
 
 
 @dataclass(frozen=True)
 class HopWorldConfig:
-    """A world and its language model. The names, facts and held-out compositions depend on `seed` and on the sizes of
-    what they consist of, never on `verbosity` or the model, so that these can be varied alone.
+    """A world and its language model.
+
+    The names and facts depend on `seed` and on the sizes of what they consist of, never on `verbosity`, `hops` or the
+    model, so that these can be varied alone. With several depths, the held-out compositions of each depth are the
+    first ones of those of the world of that depth alone.
 
     Raises:
-        ValueError: A setting out of its range, or more held-out compositions than leave one to train on.
+        ValueError: A setting out of its range, or more held-out compositions than leave one of each depth to train on.
     """
 
     entities: int = 60
     relations: int = 4
     attributes: int = 4
     """attribute words in each document"""
-    hops: int = 3
+    hops: int | tuple[int, ...] = 3
+    """relations in a query: one number, or several for a world in which every query has one of these depths (kept in
+    ascending order; a single number in a tuple is that number)"""
     verbosity: int = 1
     """tokens of reasoning per hop; 1 is the bridge entity alone, 5 is "mother of mirolo then tadeko" """
     dev: int = 100
-    """held-out compositions to tune on"""
+    """held-out compositions to tune on, of all depths together: each depth has its equal share, and what does not
+    divide goes to the deepest"""
     test: int = 400
-    """held-out compositions to report"""
+    """held-out compositions to report, shared among the depths as those of `dev`"""
+    train_queries: int | None = None
+    """training queries of each depth (:meth:`HopWorld.dataset`). None: as many as the depth with the most of them has.
+    Where a depth has fewer compositions than this, all of them are used and repeated, so that training always sees
+    every depth equally often. The language model does not depend on it."""
     seed: int = 0
     layers: int = 3
     hidden_size: int = 96
@@ -78,14 +85,15 @@ class HopWorldConfig:
     pretrain_lr: float = 3e-3
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "hops", _ordered(self.hops))
         ranges = {
             "entities": (2, MAX_ENTITIES),
             "relations": (1, len(RELATIONS)),
             "attributes": (0, len(ATTRIBUTES)),
-            "hops": (1, 32),
             "verbosity": (1, 64),
             "dev": (0, None),
-            "test": (1, None),
+            "test": (len(self.depths), None),  # one of each depth
+            "train_queries": (1, None),
             "seed": (0, None),
             "layers": (1, None),
             "hidden_size": (2, None),
@@ -95,7 +103,9 @@ class HopWorldConfig:
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < low or (high and value > high):
+            if name == "train_queries" and value is None:
+                continue
+            if not _is_integer(value, low, high):
                 expected = f"an integer from {low} to {high}" if high else f"an integer of at least {low}"
                 raise ValueError(f"{name} must be {expected}, got {value!r}")
         if not 0 < self.pretrain_lr < 1:
@@ -106,27 +116,76 @@ class HopWorldConfig:
             raise ValueError(
                 f"{self.compositions:,} compositions (entities * relations ** hops) are more than {MAX_COMPOSITIONS:,}"
             )
-        if self.dev + self.test >= self.compositions:
-            raise ValueError(
-                f"dev={self.dev} and test={self.test} leave nothing to train on: entities * relations ** hops gives "
-                f"{self.compositions} compositions"
-            )
+        self._check_that_training_queries_remain()
+
+    def _check_that_training_queries_remain(self) -> None:
+        excluded = 0
+        for at, depth in enumerate(self.depths):
+            # What extends a held-out composition is excluded with it.
+            shallower = self.depths[at - 1] if at else depth
+            excluded = excluded * self.relations ** (depth - shallower) + sum(self.held_out[depth])
+            available = self.entities * self.relations**depth
+            if excluded >= available:
+                raise ValueError(
+                    f"dev={self.dev} and test={self.test} leave nothing to train on at hops={depth}: of entities * "
+                    f"relations ** hops = {available} compositions, they and their extensions can take {excluded}"
+                )
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The numbers of hops that queries have, ascending."""
+        return (self.hops,) if isinstance(self.hops, int) else self.hops
+
+    @property
+    def max_hops(self) -> int:
+        """The number of hops of the deepest queries."""
+        return self.depths[-1]
+
+    @property
+    def held_out(self) -> dict[int, tuple[int, int]]:
+        """Depth to its numbers of dev and test compositions."""
+        count = len(self.depths)
+        return {depth: ((self.dev + i) // count, (self.test + i) // count) for i, depth in enumerate(self.depths)}
 
     @property
     def compositions(self) -> int:
-        """All queries there are: entities * relations ** hops."""
-        return self.entities * self.relations**self.hops
+        """All queries there are: entities * relations ** hops, summed over the depths."""
+        return sum(self.entities * self.relations**depth for depth in self.depths)
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """The settings that the language model depends on: all but `train_queries`."""
+        return {name: value for name, value in asdict(self).items() if name != "train_queries"}
 
     @property
     def key(self) -> str:
-        """A short hash of all settings: the name of this world's model in the cache."""
-        text = json.dumps({**asdict(self), "recipe": RECIPE}, sort_keys=True)
+        """A short hash of the language model's settings: its name in the cache."""
+        text = json.dumps({**self.model_settings, "recipe": RECIPE}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def folder(self) -> Path:
-        """Where this world's model is, or will be (:func:`pretrained`)."""
+        """Where this world's model is, or will be (:func:`laser_lab.data.hopworld_lm.pretrained`)."""
         return cache_dir() / f"hopworld-{self.key}"
+
+    @property
+    def max_positions(self) -> int:
+        """Room for a query, its reasoning and as many thoughts again; rotary positions cost no weights."""
+        return max(256, 2 * (2 * self.max_hops + 3 + self.max_hops * self.verbosity))
+
+
+def _is_integer(value: Any, low: int, high: int | None) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
+
+
+def _ordered(hops: int | tuple[int, ...] | list[int]) -> int | tuple[int, ...]:
+    """One number of hops as it is, several (JSON gives a list) as an ascending tuple."""
+    depths = hops if isinstance(hops, (tuple, list)) else (hops,)
+    if not depths or not all(_is_integer(depth, 1, MAX_HOPS) for depth in depths) or len(set(depths)) < len(depths):
+        raise ValueError(
+            f"hops must be an integer from 1 to {MAX_HOPS} or a tuple of different ones, at least one, got {hops!r}"
+        )
+    return tuple(sorted(depths)) if len(depths) > 1 else depths[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +211,17 @@ class Composition:
     def answer(self) -> str:
         return self.bridges[-1]
 
+    @property
+    def depth(self) -> int:
+        """The number of hops."""
+        return len(self.relations)
+
+    @property
+    def beginnings(self) -> list[tuple[str, ...]]:
+        """The start with the first relation, with the first two, and so on, up to all of them: whoever follows this
+        composition follows each of these."""
+        return [(self.start, *self.relations[:hops]) for hops in range(1, self.depth + 1)]
+
 
 class HopWorld:
     """The world that a configuration describes; the same configuration gives the same world on every machine."""
@@ -165,7 +235,10 @@ class HopWorld:
     documents: dict[str, str]
     """entity (the document's id) to its name and attributes"""
     splits: dict[str, list[Composition]]
-    """``train``, ``dev``, ``test``: together every composition once"""
+    """``train``, ``dev`` and ``test``, each in ascending depth; no composition is in two of them"""
+    known: list[Composition]
+    """those whose chains of thought the language model reads: all that neither are held out nor extend a held-out one
+    by further hops (which would spell it out). ``train`` is the first `train_queries` of each depth of them."""
 
     def __init__(self, config: HopWorldConfig | None = None) -> None:
         self.config = config = config or HopWorldConfig()
@@ -183,17 +256,21 @@ class HopWorld:
         rng = self._random("attributes")
         self.documents = {e: " ".join([e, *rng.sample(ATTRIBUTES, config.attributes)]) for e in self.entities}
 
-        everything = [
-            self.compose(start, relations)
-            for start, relations in product(self.entities, product(self.relations, repeat=config.hops))
-        ]
-        self._random("splits").shuffle(everything)
-        dev, test = config.dev, config.test
-        self.splits = {
-            "train": everything[dev + test :],
-            "dev": everything[test : test + dev],
-            "test": everything[:test],
-        }
+        self.known = []
+        self.splits = {"train": [], "dev": [], "test": []}
+        held_out: set[tuple[str, ...]] = set()
+        for depth, (dev, test) in config.held_out.items():
+            everything = [
+                self.compose(start, relations)
+                for start, relations in product(self.entities, product(self.relations, repeat=depth))
+            ]
+            self._random("splits").shuffle(everything)
+            self.splits["test"] += everything[:test]
+            self.splits["dev"] += everything[test : test + dev]
+            held_out.update((c.start, *c.relations) for c in everything[: test + dev])
+            known = [c for c in everything[test + dev :] if not held_out.intersection(c.beginnings)]
+            self.known += known
+            self.splits["train"] += known[: config.train_queries]
 
     def _random(self, purpose: str) -> random.Random:
         return random.Random(f"hopworld {self.config.seed} {purpose}")
@@ -237,8 +314,11 @@ class HopWorld:
         return self._random(f"negatives {composition.id}").sample(list(path), len(path))
 
     def dataset(self, split: str = "train") -> Dataset:
-        """A split in the training schema (:data:`laser_lab.data.readers.COLUMNS`), plus ``answer`` (document id) and
-        ``bridges`` (entity after each hop).
+        """A split in the training schema (:data:`laser_lab.data.readers.COLUMNS`), plus ``answer`` (document id),
+        ``bridges`` (entity after each hop) and ``depth``.
+
+        The training split has the same number of rows for every depth (`train_queries`): a depth that has fewer
+        compositions repeats them, all equally often but for one.
 
         Raises:
             ValueError: No such split.
@@ -248,7 +328,7 @@ class HopWorld:
         from laser_lab.data.readers import features
 
         rows = []
-        for composition in self._split(split):
+        for composition in self._balanced() if split == "train" else self._split(split):
             negatives = self.hard_negatives(composition)
             rows.append(
                 {
@@ -261,10 +341,11 @@ class HopWorld:
                     "negative_ids": negatives,
                     "answer": composition.answer,
                     "bridges": list(composition.bridges),
+                    "depth": composition.depth,
                 }
             )
         schema = features()
-        schema["answer"], schema["bridges"] = Value("string"), schema["negatives"]
+        schema["answer"], schema["bridges"], schema["depth"] = Value("string"), schema["negatives"], Value("int64")
         return Dataset.from_list(rows, features=schema)
 
     def task(self, split: str = "test") -> RetrievalTask:
@@ -277,12 +358,18 @@ class HopWorld:
 
         compositions = self._split(split)
         return RetrievalTask(
-            name=f"hopworld-{self.config.hops}hop-{split}",
+            name=f"hopworld-{'-'.join(map(str, self.config.depths))}hop-{split}",
             queries={c.id: c.query for c in compositions},
             corpus=dict(self.documents),
             qrels={c.id: {c.answer: 1} for c in compositions},
             reasoning={c.id: self.reasoning(c) for c in compositions},
         )
+
+    def _balanced(self) -> list[Composition]:
+        """The training compositions, those of a depth with few of them repeated."""
+        groups = [[c for c in self.train if c.depth == depth] for depth in self.config.depths]
+        count = self.config.train_queries or max(map(len, groups))
+        return [group[i % len(group)] for group in groups for i in range(count)]
 
     def _split(self, split: str) -> list[Composition]:
         if split not in self.splits:
@@ -305,7 +392,7 @@ class HopWorld:
             padding_side="left",
             truncation_side="right",
             clean_up_tokenization_spaces=False,
-            model_max_length=_max_positions(self.config),
+            model_max_length=self.config.max_positions,
             **SPECIAL,
         )
 
@@ -320,135 +407,3 @@ def _names(count: int, rng: random.Random) -> list[str]:
         if name not in taken:
             names[name] = None
     return list(names)
-
-
-def _max_positions(config: HopWorldConfig) -> int:
-    """Room for a query, its reasoning and as many thoughts again; rotary positions cost no weights."""
-    return max(256, 2 * (2 * config.hops + 3 + config.hops * config.verbosity))
-
-
-# -- the language model raised in it -------------------------------------------------------------------------------
-
-
-def pretrained(config: HopWorldConfig | None = None) -> Path:
-    """Folder of the world's language model (safetensors, tokenizer, ``hopworld.json``), pretrained on first use and
-    kept in the cache under a hash of the configuration. :func:`laser_lab.load` reads it."""
-    config = config or HopWorldConfig()
-    return cached_build(config.folder, lambda folder: pretrain(config, folder))
-
-
-def pretrain(config: HopWorldConfig, folder: str | Path) -> float:
-    """Train a small Qwen3 from scratch on the facts, the documents and the chains of thought of the *training*
-    compositions, and save it to `folder` with its tokenizer and ``hopworld.json`` (settings, accuracy).
-
-    Returns:
-        Chain-of-thought accuracy on the held-out test compositions, from 0 to 1; below 0.98 it is logged as a warning,
-        for a model that cannot compose in words says nothing about composing silently.
-    """
-    from tqdm.auto import trange
-    from transformers import Qwen3Config, Qwen3ForCausalLM, get_cosine_schedule_with_warmup
-
-    world = HopWorld(config)
-    tokenizer = world.tokenizer()
-    generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = Qwen3ForCausalLM(
-            Qwen3Config(
-                vocab_size=len(tokenizer),
-                hidden_size=config.hidden_size,
-                intermediate_size=3 * config.hidden_size,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.heads,
-                head_dim=config.hidden_size // config.heads,
-                max_position_embeddings=_max_positions(config),
-                tie_word_embeddings=True,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
-    texts = pretraining_texts(world)
-    table = _table([text for kind in texts for text in kind], tokenizer)
-    # Half of every batch are chains of thought: they are the many and the hard ones.
-    weights = torch.cat([torch.full((len(kind),), share / len(kind)) for kind, share in zip(texts, (0.25, 0.25, 0.5))])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.pretrain_lr, betas=(0.9, 0.98), fused=True)
-    schedule = get_cosine_schedule_with_warmup(optimizer, min(100, config.pretrain_steps // 10), config.pretrain_steps)
-    model.train()
-    threads = torch.get_num_threads()
-    # One thread: the matrices are too small to share, and threads that wait for each other on a busy machine cost
-    # an order of magnitude.
-    torch.set_num_threads(1)
-    try:
-        steps = trange(config.pretrain_steps, desc="Pretraining HopWorld (once)", unit="step", mininterval=1)
-        for step in steps:
-            ids = table[torch.multinomial(weights, config.pretrain_batch, replacement=True, generator=generator)]
-            logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            if step % 50 == 0:
-                steps.set_postfix(loss=f"{loss.item():.3f}")
-    finally:
-        torch.set_num_threads(threads)
-    accuracy = chain_of_thought_accuracy(model, tokenizer, world)
-    (logger.warning if accuracy < 0.98 else logger.info)(
-        "HopWorld's language model answers %.1f %% of the held-out compositions by chain of thought", 100 * accuracy
-    )
-    folder = Path(folder)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    # The language of this world has no words for an instruction, so its queries carry no prompt.
-    prompts = {"prompts": {"query": "", "document": ""}}
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
-    report = {"config": asdict(config), "chain_of_thought_accuracy": accuracy}
-    (folder / "hopworld.json").write_text(json.dumps(report, indent=2))
-    return accuracy
-
-
-def pretraining_texts(world: HopWorld) -> tuple[list[str], list[str], list[str]]:
-    """Facts, documents and chains of thought, the last of training compositions only."""
-    facts = [f"{r} of {e} is {other}" for r, function in world.facts.items() for e, other in function.items()]
-    chains = [" ".join([c.query, *world.reasoning(c)]) for c in world.train]
-    return facts, list(world.documents.values()), chains
-
-
-def _table(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """(texts, T) token ids, each text closed by eos, four times and then up to the width of the longest.
-
-    What is said stays said: a model that thinks past the end of a text goes on saying eos. Trained on one eos alone it
-    would be asked, in every document's later thoughts, about a place it has never seen.
-    """
-    texts = [text + 4 * f" {tokenizer.eos_token}" for text in texts]
-    encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-    return encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, tokenizer.eos_token_id)
-
-
-@torch.inference_mode()
-def chain_of_thought_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: HopWorld, split: str = "test"
-) -> float:
-    """The share of a split's queries, from 0 to 1, for which greedy reasoning in words gets every bridge right."""
-    compositions = world._split(split)
-    verbosity = world.config.verbosity
-    training = model.training
-    model.eval()
-    right = 0
-    for start in range(0, len(compositions), 200):
-        batch = compositions[start : start + 200]
-        inputs = tokenizer([c.query for c in batch], padding=True, return_tensors="pt", return_token_type_ids=False)
-        length = inputs["input_ids"].shape[1]
-        output = model.generate(
-            **inputs.to(model.device),
-            max_new_tokens=world.config.hops * verbosity,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )[:, length:]
-        said = output[:, verbosity - 1 :: verbosity].tolist()
-        right += sum(tokenizer.convert_ids_to_tokens(ids) == list(c.bridges) for ids, c in zip(said, batch))
-    model.train(training)
-    return right / len(compositions)

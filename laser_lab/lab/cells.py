@@ -25,7 +25,8 @@ import numpy as np
 
 from laser_lab.base.files import cache_dir, write_text
 from laser_lab.base.stats import summarise
-from laser_lab.data.hopworld import HopWorld, HopWorldConfig, pretrained
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig
+from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.lab.cached import Cached
 from laser_lab.methods import method_of
 

@@ -24,9 +24,16 @@ if TYPE_CHECKING:
 
 def hop_labels(compositions: Sequence[Composition]) -> dict[str, list[str]]:
     """What a thought about each HopWorld query may hold: target to a label per query. ``start``, ``bridge 1`` ... (the
-    entity after each hop) and ``relation 1`` ... (in order of thinking)."""
+    entity after each hop) and ``relation 1`` ... (in order of thinking).
+
+    Raises:
+        ValueError: The queries differ in depth, so that some have no such hop.
+    """
+    depths = sorted({c.depth for c in compositions})
+    if len(depths) > 1:
+        raise ValueError(f"queries of one depth have the same labels, these have depths {depths}: take one at a time")
     labels = {"start": [c.start for c in compositions]}
-    for hop in range(len(compositions[0].bridges) if compositions else 0):
+    for hop in range(depths[0] if depths else 0):
         labels[f"bridge {hop + 1}"] = [c.bridges[hop] for c in compositions]
         labels[f"relation {hop + 1}"] = [c.relations[hop] for c in compositions]
     return labels

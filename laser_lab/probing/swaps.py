@@ -63,7 +63,8 @@ def bridge_swaps(
     retrieval moves to the end of the changed path.
 
     Args:
-        step: k, from 1: before the last hop (a later one leads nowhere) and before the last thinking step.
+        step: k, from 1: before the last hop (a later one leads nowhere) and before the last thinking step. Queries
+            that have no hop after it, in a world of several depths, are left out.
         by: ``"token"``: the entity's input embedding is fed back. ``"thought"``: the soft token of another query
             whose bridge k that entity is.
         strength: How far the soft token is moved towards it (:func:`laser_lab.probing.blend`).
@@ -81,7 +82,7 @@ def bridge_swaps(
         ValueError: `step` feeds nothing back or has no hop after it, `by` is unknown, or `undisturbed` is of other
             queries, documents or K.
     """
-    steps, hops = steps_of(model, thinking_steps), world.config.hops
+    steps, hops = steps_of(model, thinking_steps), world.config.max_hops
     last = min(hops - 1, fed_back_count(model, steps))
     if check_soft_token(step) > last:
         raise ValueError(f"step must be from 1 to {last} ({hops} hops, K={steps}), got {step}")
@@ -148,12 +149,14 @@ def _donor(
     world: HopWorld, compositions: list[Composition], own: Composition, step: int, rng: random.Random, by: str
 ) -> tuple[int, str | None]:
     """(row of a donor, its entity): an entity whose path by the remaining relations ends where nothing else of this
-    query points; (0, None) if there is none."""
+    query points; (0, None) if there is none, or no relation remains."""
+    if own.depth <= step:
+        return 0, None
     path = {own.start, *own.bridges}
     if by == "token":
         candidates = list(enumerate(world.entities))
     else:
-        candidates = [(row, c.bridges[step - 1]) for row, c in enumerate(compositions)]
+        candidates = [(row, c.bridges[step - 1]) for row, c in enumerate(compositions) if c.depth >= step]
     for row, entity in rng.sample(candidates, len(candidates)):
         if entity not in path and world.compose(entity, own.relations[step:]).answer not in path | {entity}:
             return row, entity
