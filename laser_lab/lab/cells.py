@@ -21,8 +21,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from laser_lab.base.files import cache_dir, write_text
 from laser_lab.base.stats import summarise
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig
@@ -130,8 +128,13 @@ class Cell(Cached):
         write_text(folder / "cell.json", json.dumps(record | {"history": model.history}, indent=1))
 
 
+WEIGHS = 0.01
+"""A step that weighs more than this counts as taken, in training budgets and tables."""
+
+
 def _read(model: LatentRetriever, world: HopWorld, split: str, steps: int, longest: int) -> pd.DataFrame:
-    """A row per query and K: measures, and whether the soft token of step k names the k-th bridge entity."""
+    """A row per query and K: measures; ``depth``; the steps that the query took within the budget of training
+    (``steps``) and the documents on average (``document_steps``); whether soft token k names the k-th bridge entity."""
     import pandas as pd
 
     from laser_lab.encoder import think
@@ -139,18 +142,23 @@ def _read(model: LatentRetriever, world: HopWorld, split: str, steps: int, longe
     from laser_lab.probing.vocabulary import fed_back, nearest_tokens
 
     task, compositions = world.task(split), getattr(world, split)
+    index_steps = model.encoder.document_steps or steps
     options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
     queries = think(model, list(task.queries.values()), prompt_name="query", **options)
     documents = think(model, list(task.corpus.values()), prompt_name="document", **options)
-    scores = score_steps(queries, documents, task, steps)
+    scores = score_steps(queries, documents, task, index_steps)
     scores["ndcg@10_same_k"] = score_steps(queries, documents, task)["ndcg@10"]
     thoughts = fed_back(model, queries.texts, longest, prompt_name="query", batch_size=128)
     tokens = nearest_tokens(model, thoughts, top=1)
     named = tokens.pivot(index="text", columns="step", values="token").to_numpy()
-    bridges = np.array([composition.bridges for composition in compositions], dtype=object)
-    hits = pd.DataFrame({"query_id": list(task.queries)})
-    for hop in range(min(bridges.shape[1], longest)):
-        hits[f"step{hop + 1}_names_bridge"] = (named[:, hop] == bridges[:, hop]).astype(int)
+    hits = pd.DataFrame({"query_id": list(task.queries), "depth": [c.depth for c in compositions]})
+    hits["steps"] = (queries.weights[:, :steps] > WEIGHS).sum(1).numpy()
+    hits["document_steps"] = float((documents.weights[:, :index_steps] > WEIGHS).sum(1).float().mean())
+    for hop in range(min(world.config.max_hops, named.shape[1])):
+        right = [
+            float(said == c.bridges[hop]) if hop < c.depth else None for said, c in zip(named[:, hop], compositions)
+        ]
+        hits[f"step{hop + 1}_names_bridge"] = right
     return scores.merge(hits, on="query_id")
 
 
