@@ -2,14 +2,20 @@
 
 import json
 import re
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
+from conftest import WORDS
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+from traitlets.config import Config
 
 import laser_lab as ll
 from laser_lab import adapters
-from laser_lab.lab import notebooks
+from laser_lab.lab import cells, notebooks
 from laser_lab.training.run import add_lora
 
 NOTEBOOKS = sorted(notebooks.FOLDER.glob("[0-9]*.ipynb"))
@@ -62,36 +68,138 @@ def test_committed_with_outputs_and_clean(path):
     assert not re.search(r"/(work|root|home|tmp)/", path.read_text()), "no path of the machine it ran on"
 
 
-def run_tiny(path, folder, tiny_folder, tiny_bank):
-    parameters = {"FIGURES": str(folder / "figures")} | TINY[path.stem]
-    if "MODEL = " in path.read_text():
-        parameters["MODEL"] = tiny_folder
-    if path.stem == "11_real_language":
-        parameters |= tiny_bank | {"RECORDS": str(folder / "bank")}
-        if (adapters.FOLDER / adapters.NAMES[0]).exists():  # then the committed figures show its thoughts
-            parameters["ADAPTER"] = tiny_adapter(tiny_folder, folder / "adapter")
-    notebooks.run(path, folder / path.name, **parameters)
-    return folder / "figures"
+QUICK = (
+    "01_quickstart",
+    "02_decode_thoughts",
+    "05_ablate_losses",
+    "06_latency_utility",
+    "07_rewrite_gain",
+    "13_explorer",
+)
+"""Run by `make test`; the others by `make slow`."""
+
+
+class Ran:
+    """A notebook run in this process: what it printed, its names, and the figures folder that it wrote."""
+
+    def __init__(self, path, parameters, scratch):
+        config = Config(HistoryManager={"enabled": False})
+        shell = InteractiveShell(config=config, ipython_dir=str(scratch / "ipython"))
+        self.figures, self.text, self.names = Path(parameters["FIGURES"]), "", shell.user_ns
+        for cell in nbformat.read(path, as_version=4).cells:
+            if cell.cell_type != "code" or "injected-parameters" in cell.metadata.get("tags", []):
+                continue
+            source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("%"))
+            with capture_output() as out:
+                shell.run_cell(source).raise_error()
+            self.text += out.stdout
+            if "parameters" in cell.metadata.get("tags", []):
+                self.names |= {name: value for name, value in parameters.items() if name in self.names}
+
+    def data(self, name):
+        return pd.read_csv(self.figures / "data" / f"{name}.csv")
+
+
+def checked_01(ran):
+    measured, k = ran.names["measured"], ran.names["THINKING_STEPS"]
+    gain = measured[k].mean() - measured[1].mean()
+    clause = f"Thinking (K={k}) is [a-z ]+ than one pass|Thinking (K={k}) is not clearly different from one pass"
+    assert re.search(clause.replace("(K", r"\(K").replace(")", r"\)"), ran.text)
+    assert f"one pass (K=1): difference in nDCG@10 {gain:+.3f}" in ran.text
+    assert ran.data("01_quality")["ndcg@10"].tolist()[1:] == pytest.approx([measured[1].mean(), measured[k].mean()])
+
+
+def checked_02(ran):
+    apart = [float(number) for number in re.findall(r"largest difference between the two embeddings (\S+)", ran.text)]
+    assert len(apart) == 3 and max(apart) < 1e-5, "a rollout read at K is a rollout of K"
+    measured = ran.names["measured"]
+    best = max(measured, key=lambda k: measured[k].mean())
+    assert f"Highest nDCG@10: {measured[best].mean():.3f} at K={best};" in ran.text
+    tokens = ran.data("02_effective_tokens")["effective number of tokens"]
+    assert tokens.between(1, len(WORDS) + 4).all()
+
+
+def checked_05(ran):
+    means = ran.names["results"].groupby("method")["ndcg@10"].mean()
+    shown = ran.data("05_losses").set_index("method")["ndcg@10"]
+    assert shown.to_dict() == pytest.approx(means.to_dict(), rel=1e-5) and len(shown) == 7
+    tests = ran.names["tests"].set_index("first")
+    assert set(tests["second"]) == {"laser"} and len(tests) == 6
+    for method, row in tests.iterrows():
+        assert row["difference"] == pytest.approx(means[method] - means["laser"])
+        said = re.search(rf"^{method} +{re.escape(f'{row.difference:+.3f}')} .*  (.+)$", ran.text, re.M)[1]
+        sign = 0 if row["p_adjusted"] >= 0.05 or row["low"] <= 0 <= row["high"] else row["difference"]
+        assert said == ("not clearly different" if not sign else f"{'worse' if sign < 0 else 'better'} than laser")
+
+
+def checked_06(ran):
+    points = ran.data("06_frontier")
+    assert ran.text.count("x basic") == len(points) == 5 and ran.text.count("Pareto") == points["pareto"].sum() > 0
+    for point in points.itertuples():
+        beaten = (points["milliseconds"] < point.milliseconds) & (points["ndcg@10"] > getattr(point, "_3", 2))
+        assert not (point.pareto and beaten.any())
+
+
+def checked_07(ran):
+    quality = ran.data("07_rewrite_gain").set_index(["method", "input"])["ndcg@10"]
+    gains = ran.names["gains"].set_index(["method", "first"])["difference"]
+    for (method, given), gain in gains.items():
+        assert gain == pytest.approx(quality[method, given] - quality[method, "query alone"], abs=1e-5)
+        assert f"{method:6s} {given:24s} gain {gain:+.3f}" in ran.text
+    larger = gains.xs("explicit view", level="first").idxmax()
+    assert f"explicit view: the larger change is {larger}'s" in ran.text
+
+
+def checked_13(ran):
+    frame, marks = ran.data("13_changed_thought"), ran.names["ranks"]
+    assert set(marks.index) == {"true answer", "end of the changed path"} and frame["rank"].min() == 1
+    own = ran.names["results"]["ndcg@10"].mean()
+    assert f"nDCG@10 {own:.3f} on" in ran.text
+    for name in ("13_explorer", "13_explorer_language"):
+        assert f"{name}.html: " in ran.text and "<script" in (ran.figures / f"{name}.html").read_text()
 
 
 @pytest.fixture(scope="module")
-def tiny_runs(request, tmp_path_factory, tiny_folder, tiny_bank):
-    """The figures folder of every notebook asked for, in the making: two at a time, for a kernel mostly waits for its
-    imports. What tiny presets build is not kept, but they share it, as the notebooks share the cells of a real one."""
-    asked = [i.callspec.params["path"] for i in request.session.items if i.name.startswith("test_runs_with_a_tiny")]
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+def tiny_run(tmp_path_factory, tiny_folder, tiny_bank):
+    """Run a notebook by its path. They share what tiny presets build, as those of a real one do."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LASER_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield {p: pool.submit(run_tiny, p, tmp_path_factory.mktemp(p.stem), tiny_folder, tiny_bank) for p in asked}
-        pool.shutdown(cancel_futures=True)
+        patch.setattr(cells, "run", partial(cells.run, workers=0))
+        patch.chdir(notebooks.FOLDER)
+
+        def run(path):
+            folder = tmp_path_factory.mktemp(path.stem)
+            parameters = {"FIGURES": str(folder / "figures"), "MODEL": tiny_folder} | TINY[path.stem]
+            if path.stem == "11_real_language":
+                parameters |= tiny_bank | {"RECORDS": str(folder / "bank")}
+                if (adapters.FOLDER / adapters.NAMES[0]).exists():  # then the committed figures show its thoughts
+                    parameters["ADAPTER"] = tiny_adapter(tiny_folder, folder / "adapter")
+            return Ran(path, parameters, folder)
+
+        yield run
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_runs_with_a_tiny_preset(path, tiny_runs):
-    folder = tiny_runs[path].result()
-    figures = {file.stem for file in folder.glob("*.png")}
-    assert figures and all((folder / "data" / f"{name}.csv").exists() for name in figures)
-    committed = {f.stem for f in (notebooks.FOLDER.parent / "figures").glob(f"{path.stem[:2]}_*.png")}
+def test_there_are_notebooks():
+    assert set(TINY) == {path.stem for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(p, marks=() if p.stem in QUICK else pytest.mark.slow, id=p.stem) for p in NOTEBOOKS]
+)
+def test_runs_with_a_tiny_preset(path, tiny_run):
+    """Its figures are those that are committed, every interval holds its mean, and (for the quick ones) what it prints
+    is what its data says."""
+    ran = tiny_run(path)
+    figures = {file.stem for file in ran.figures.glob("*.png")}
+    committed = {file.stem for file in notebooks.FIGURES.glob(f"{path.stem[:2]}_*.png")}
     assert figures == committed, "the committed figures are those the notebook writes"
+    for name in figures:
+        frame = ran.data(name)
+        if {"ndcg@10", "low", "high"} <= set(frame):
+            assert frame["ndcg@10"].between(frame["low"] - 1e-6, frame["high"] + 1e-6).all()
+            assert frame[["ndcg@10", "low", "high"]].stack().between(0, 1 + 1e-6).all()
+    if path.stem in QUICK:
+        globals()[f"checked_{path.stem[:2]}"](ran)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -137,8 +245,21 @@ def test_a_failing_notebook_leaves_the_old_one(tmp_path):
     assert (tmp_path / "bad.ipynb").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
+def run_at_once(notebook, output, **parameters):
+    """In the place of `run`: papermill's result for a notebook of one cell, without a kernel."""
+    content = notebooks._as_written(notebook)
+    if "SEEDS" in parameters:
+        tagged = {"tags": ["injected-parameters"]}
+        content.cells.append(nbformat.v4.new_code_cell(f"SEEDS = {parameters['SEEDS']}", metadata=tagged))
+    for cell in content.cells:
+        exec(cell.source, {})
+    nbformat.write(content, output)
+
+
 def test_a_repeated_run_of_all_runs_what_changed(tmp_path, monkeypatch, capsys):
     figures = tmp_path / "figures"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(notebooks, "run", run_at_once)
     for name, value in {"FOLDER": tmp_path, "FIGURES": figures, "MANIFEST": figures / "data" / "manifest.json"}.items():
         monkeypatch.setattr(notebooks, name, value)
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "cache"))
@@ -155,6 +276,8 @@ def test_a_repeated_run_of_all_runs_what_changed(tmp_path, monkeypatch, capsys):
 
     write("SEEDS = [0]\nopen('figures/data/01_a.csv', 'w').write('1')")
     assert ran() and not ran()
+    entry = json.loads(notebooks.MANIFEST.read_text())["01_a"]
+    assert entry["code"] == notebooks.library_version(file) and set(entry["files"]) == {"data/01_a.csv"}
     assert ran("01"), "a named one always runs"
     assert not ran()
     (figures / "data" / "01_a.csv").write_text("2")
@@ -166,7 +289,29 @@ def test_a_repeated_run_of_all_runs_what_changed(tmp_path, monkeypatch, capsys):
     assert ran() and not ran()
 
 
-def test_unknown_names_are_refused(capsys):
+def test_unknown_names_are_refused_each_by_name(capsys):
     with pytest.raises(SystemExit):
-        notebooks.main(["nothing"])
-    assert "01_quickstart" in capsys.readouterr().err
+        notebooks.main(["97", "01", "nothing"])
+    said = capsys.readouterr().err
+    assert "97 or nothing" in said and "01_quickstart" in said and "01 or" not in said
+
+
+def test_imports_and_layout_are_no_other_configuration(tmp_path):
+    def of(*sources):
+        cells = [nbformat.v4.new_code_cell(source) for source in sources]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), tmp_path / "a.ipynb")
+        return notebooks.configuration(tmp_path / "a.ipynb"), notebooks.library_version(tmp_path / "a.ipynb")
+
+    first, code = of("%matplotlib inline\nfrom laser_lab.base import stats\nx = [1,2]  # two")
+    again, other = of("from laser_lab.lab import stopwatch\n\nx = [1, 2]")
+    assert first == again and code != other, "the library that it reaches has a hash of its own"
+    assert of("x = [1, 3]")[0] != first
+
+
+def test_kernels_listen_on_no_port(tmp_path):
+    source = "from ipykernel.kernelapp import IPKernelApp\nprint(IPKernelApp.instance().transport)"
+    file = tmp_path / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)], metadata=KERNEL), file)
+    notebooks.run(file, file)
+    assert nbformat.read(file, as_version=4).cells[0].outputs[0]["text"].strip() == "ipc"
+    assert list(tmp_path.iterdir()) == [file], "no socket is left"
