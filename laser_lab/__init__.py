@@ -1,40 +1,71 @@
-"""laser_lab: research on latent thinking in dense retrieval. The public names, nothing else."""
+"""laser_lab: a laboratory for latent thinking in dense retrieval.
 
+=====================  ===========================================================================================
+load                   a hub id, folder, adapter or built-in name to a retriever that thinks
+think, Thoughts        what it thinks about texts, step by step: states, weights, embeddings
+nearest_tokens         the vocabulary tokens that each thought is closest to
+logit_lens             what every layer would say at each step
+swap, knock_out        interventions: feed something else back, take a step out (more in :mod:`laser_lab.probing`)
+linear_probes          what a linear probe reads from every layer and step
+train, METHODS         train a retriever by a row of the table of methods, published ones and ours
+evaluate, rank         score a retriever on a task, see its ranking
+explore                a window on all of this in a notebook cell
+rewrite_then_retrieve  the comparator that reasons in words
+LatentEncoder          the module inside a retriever: tokenize, think, pool
+TrajectoryAlignment    the loss that aligns thinking steps with written reasoning (LaSER)
+LexicalAlignment       the loss that lets each step say its words (ours)
+=====================  ===========================================================================================
+
+The method is described in docs/method.md.
+"""
+
+from importlib import import_module
 from typing import Any
 
-from laser_lab import adapters  # noqa: F401  their names are built-in ones
-from laser_lab.encoder import LatentRetriever, think
+from laser_lab.encoder import LatentEncoder, LatentRetriever, think
 from laser_lab.evaluation import evaluate, rank
 from laser_lab.loading import load, query_prompt
-from laser_lab.methods import METHODS, Method
-from laser_lab.probing.vocabulary import nearest_tokens
+from laser_lab.losses import LexicalAlignment, TrajectoryAlignment
+from laser_lab.methods import METHODS, LatentMethod, Method, ReasonMethod
+from laser_lab.probing.vocabulary import logit_lens, nearest_tokens
 from laser_lab.rewriting import rewrite_then_retrieve
 from laser_lab.thinking import Thoughts
 
 __all__ = [
     "METHODS",
+    "LatentEncoder",
+    "LatentMethod",
     "LatentRetriever",
+    "LexicalAlignment",
     "Method",
+    "ReasonMethod",
     "Thoughts",
+    "TrajectoryAlignment",
     "evaluate",
     "explore",
+    "knock_out",
+    "linear_probes",
     "load",
+    "logit_lens",
     "nearest_tokens",
     "query_prompt",
     "rank",
     "rewrite_then_retrieve",
+    "swap",
     "think",
     "train",
 ]
 
+_LATER = {  # their parts take seconds to import, and looking at a model does not need them
+    "explore": "laser_lab.explorer",
+    "knock_out": "laser_lab.probing.causal",
+    "linear_probes": "laser_lab.probing.geometry",
+    "swap": "laser_lab.probing.causal",
+    "train": "laser_lab.training.run",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name == "train":  # the trainer imports much that looking at a model does not need
-        from laser_lab.training.run import train
-
-        return train
-    if name == "explore":  # as do the explorer's parts
-        from laser_lab.explorer import explore
-
-        return explore
+    if name in _LATER:
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
