@@ -1,0 +1,182 @@
+"""Recipes: which ways of training hold, in worlds that can tell them apart.
+
+Every row x K x seed of :data:`GROUPS`, each cell cached, into one table with a row per training:
+``python -m laser_lab.lab.recipes figures/data/recipes.csv``. The table is written after every few cells, so a run that
+is cut leaves what it has, and a second run goes on. ``--search`` reads on dev instead, at every setting of
+:data:`SEARCH`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from laser_lab.base.files import write_text
+from laser_lab.base.stats import failure_rate
+from laser_lab.lab.cells import Cell, run
+from laser_lab.lab.provenance import code_version
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FAILED = 0.9
+"""A training whose nDCG@10 at its own K is below this has failed."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of the table of methods that are trained in one world in one way."""
+
+    rows: dict[str, tuple[int, ...]]
+    """method to the K that it is trained with"""
+    world: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """of training, over :data:`laser_lab.lab.cells.HOPWORLD_SETTINGS`"""
+    seeds: int = 10
+
+    def cells(self, seeds: int | None = None, split: str = "test") -> list[Cell]:
+        """One per row, K and seed, seed by seed: a run that is cut has all rows with fewer seeds."""
+        return [
+            Cell(method, seed, steps, world=self.world, settings=self.settings, split=split)
+            for seed in range(self.seeds if seeds is None else min(seeds, self.seeds))
+            for method, budgets in self.rows.items()
+            for steps in budgets
+        ]
+
+
+WORDY = {"max_steps": 800}
+MIXED = {"hops": (1, 2, 3, 4), "train_queries": 800}
+
+GROUPS: dict[str, Group] = {
+    "easy": Group({"lexical": (3, 5, 8), "laser-halting": (3, 5, 8), "latent-halting": (3, 5, 8)}),
+    "easy-published": Group({"latent": (3, 5, 8), "laser": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5),
+    "wordy": Group({"lexical": (3,)}, {"verbosity": 5}, WORDY),
+    "wordy-others": Group(
+        {
+            "basic": (1,),
+            "latent": (3,),
+            "gircse": (3,),
+            "laser": (3,),
+            "latent-halting": (3,),
+            "laser-halting": (3,),
+            "laser-lexical": (3,),
+            "lexical-no-halting": (3,),
+            "lexical-no-novelty": (3,),
+            "lexical-no-idf": (3,),
+            "lexical-no-eos": (3,),
+        },
+        {"verbosity": 5},
+        WORDY,
+        seeds=3,
+    ),
+    "mixed": Group({"lexical": (8,)}, MIXED, {"max_steps": 800}),
+    "mixed-others": Group(
+        {"latent": (1, 2, 3, 4), "latent-halting": (8,), "lexical-no-eos": (8,), "laser-halting": (8,)},
+        MIXED,
+        {"max_steps": 800},
+        seeds=3,
+    ),
+    "wordy-mixed": Group({"lexical": (8,)}, MIXED | {"verbosity": 3}, {"max_steps": 800}, seeds=5),
+    "very-wordy": Group({"lexical": (3,), "latent": (3,), "rewrite": (1,)}, {"verbosity": 10}, WORDY, seeds=3),
+    "wordiest": Group({"lexical": (3,), "latent": (3,), "rewrite": (1,)}, {"verbosity": 20}, WORDY, seeds=3),
+}
+"""The table: worlds of the present configuration, what is trained in them, and with how many seeds."""
+
+
+def row_of(cell: Cell, group: str) -> dict[str, Any]:
+    """One training as a row: quality at its own K and at every other, whether it failed, steps and quality by depth,
+    the share of bridges that its thoughts name, and its cost."""
+    frame = cell.frame()
+    own = frame[frame["thinking_steps"] == cell.steps]
+    at = frame.groupby("thinking_steps")["ndcg@10"].mean()
+    row: dict[str, Any] = {
+        "group": group,
+        "method": cell.method,
+        "thinking_steps": cell.steps,
+        "seed": cell.seed,
+        "ndcg@10": own["ndcg@10"].mean(),
+        "failed": bool(own["ndcg@10"].mean() < FAILED),
+        "steps": own["steps"].mean(),
+        "document_steps": own["document_steps"].mean(),
+        "bridges": own.filter(regex="^step.*_names_bridge$").stack().mean(),
+        "seconds": cell.record["seconds"],
+    }
+    row |= {f"at_{steps}": value for steps, value in at.items()}
+    for depth, some in own.groupby("depth"):
+        row |= {f"ndcg@10_depth{depth}": some["ndcg@10"].mean(), f"steps_depth{depth}": some["steps"].mean()}
+    return row | {"code": code_version(cell.module)[:12]}
+
+
+def table(cells: Iterable[tuple[str, Cell]]) -> pd.DataFrame:
+    """The finished ones among (group, cell) pairs, a row each."""
+    import pandas as pd
+
+    return pd.DataFrame([row_of(cell, group) for group, cell in cells if cell.done])
+
+
+def summary(trainings: pd.DataFrame) -> pd.DataFrame:
+    """Per group, method and K: the mean over seeds, the worst seed, and the failure rate with its Wilson interval."""
+    import pandas as pd
+
+    rows = []
+    for key, some in trainings.groupby(["group", "method", "thinking_steps"], sort=False):
+        rate = failure_rate(some["ndcg@10"], FAILED)
+        rows.append([*key, some["ndcg@10"].mean(), some["ndcg@10"].min(), *rate, some["steps"].mean(), len(some)])
+    columns = "group method thinking_steps ndcg@10 worst failures low high steps seeds"
+    return pd.DataFrame(rows, columns=columns.split())
+
+
+SEARCH: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-3, 2e-3, 3e-3), "max_steps": (400, 800)}
+"""Settings tried on dev for every method of ``--search``, all with the same effort."""
+
+
+def search_cells(group: Group, seeds: int) -> list[Cell]:
+    """The rows of a group at every setting of :data:`SEARCH`, read on dev."""
+    tried = [dict(zip(SEARCH, values)) for values in product(*SEARCH.values())]
+    return [
+        Cell(method, seed, steps, world=group.world, settings=settings, split="dev")
+        for settings in tried
+        for seed in range(seeds)
+        for method, budgets in group.rows.items()
+        for steps in budgets
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what is missing of the table of recipes and write it; or, with --search, the search for its settings."""
+    parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.recipes", description=main.__doc__)
+    parser.add_argument("file", help="CSV to write, a row per training")
+    parser.add_argument("--only", nargs="*", choices=GROUPS, help="groups to train; all that are done are written")
+    parser.add_argument("--seeds", type=int, help="at most so many seeds per row")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--search", action="store_true", help="read on dev at every setting, two seeds")
+    options = parser.parse_args(arguments)
+    chosen = [name for name in GROUPS if not options.only or name in options.only]
+    if options.search:
+        pairs = [(name, cell) for name in chosen for cell in search_cells(GROUPS[name], options.seeds or 2)]
+        waiting = every = pairs
+    else:
+        waiting = [(name, cell) for name in chosen for cell in GROUPS[name].cells(options.seeds)]
+        every = [(name, cell) for name, group in GROUPS.items() for cell in group.cells()]
+    step = 4
+    for start in range(0, max(len(waiting), 1), step):
+        run([cell for _, cell in waiting[start : start + step]] or [], workers=options.workers)
+        found = table(every)
+        if options.search:
+            done = [cell for _, cell in every if cell.done]
+            for name in SEARCH:
+                found[name] = [cell.settings[name] for cell in done]
+        write_text(Path(options.file), found.to_csv(index=False, float_format="%.6g"))
+    print(summary(found).round(3).to_string(index=False))
+    return 0
+
+
+if __name__ == "__main__":
+    from laser_lab.lab import recipes  # workers find functions by the module's name, which is not __main__
+
+    sys.exit(recipes.main())
