@@ -1,0 +1,318 @@
+"""encode_corpus: documents to a folder of vectors, shard by shard, and never the same one twice.
+
+The model's own ``encode_document`` reads each batch, so prompts, thinking steps and templates are the model's. What runs
+the shards is an engine: this process, or Ray (``corpus/cluster.py``).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from sentence_transformers import SentenceTransformer
+from tqdm.auto import tqdm
+
+from laser_lab.base.fingerprint import fingerprint
+from laser_lab.base.inputs import check_steps
+from laser_lab.corpus.source import Documents, Source, open_source
+from laser_lab.data.readers import BadRows
+from laser_lab.index.duplicates import repeated_ids
+from laser_lab.index.folder import DTYPES, Shard, VectorFolder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+ENGINES = ("process", "ray")
+SHARD_SIZE = 10_000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a shard is encoded."""
+
+    thinking_steps: int | None
+    """K of the documents; None: a model that does not think"""
+    prompt: str
+    """what stands before each document"""
+    batch_size: int
+    dtype: str
+    """of the vectors on disk"""
+    skip_bad: bool
+
+
+class Progress(NamedTuple):
+    """What an engine has done since it last said so."""
+
+    rows: int
+    """of the source, bad ones included"""
+    documents: int
+    steps: int
+    """thinking steps of these documents together"""
+
+
+def encode_corpus(
+    model: SentenceTransformer,
+    source: str | os.PathLike[str] | Dataset | Mapping[str, str],
+    folder: str | os.PathLike[str],
+    *,
+    engine: str = "process",
+    workers: int | None = None,
+    thinking_steps: int | None = None,
+    prompt: str | None = None,
+    batch_size: int = 32,
+    dtype: str = "float16",
+    shard_size: int = SHARD_SIZE,
+    text_column: str | Sequence[str] = "text",
+    id_column: str | None = "id",
+    split: str = "train",
+    skip_bad: bool = False,
+    show_progress_bar: bool = True,
+) -> dict[str, Any]:
+    """Encode documents into a folder that :func:`laser_lab.open_corpus` searches. Run it again to go on.
+
+    Nothing is held whole: in memory is one shard of texts and vectors, whose texts are batched by length.
+
+    Args:
+        source: JSON lines, Parquet, a folder or glob of such files, a ``datasets.Dataset``, a mapping of id to text, or
+            a hub id (:func:`laser_lab.corpus.source.open_source`).
+        folder: What is missing there is made; a folder made with other settings is refused.
+        engine: ``"process"``, this one, or ``"ray"`` (extra ``scale``): one model per worker, on this machine or on the
+            cluster that ``ray.init`` joined; then `folder` and `source` must be where every node finds them.
+        workers: Ray's; default: one for each GPU, else for each core.
+        thinking_steps: K; default: the model's own for documents.
+        prompt: What stands before each document; default: the model's own.
+        dtype: ``"float16"`` or ``"float32"``, of the vectors on disk.
+        shard_size: Rows of a shard: what a kill can cost, and what is in memory.
+        text_column: Several are joined by a space (``("title", "text")``).
+        id_column: None: a document's id is its row number.
+        split: Of a hub id.
+        skip_bad: Leave out and count rows without a text or an id, and repeated ids, instead of raising.
+
+    Returns:
+        What ``index.json`` says: ``documents``, ``skipped``, ``mean_steps``, ``settings``, ...; and ``seconds`` and
+        ``encoded``, of this run alone.
+
+    Raises:
+        BadRows: Rows that are no documents, each with file and line. Finished shards stay.
+        ValueError: The folder was made with other settings; each is named with both values.
+        RuntimeError: Another run writes to the folder.
+        OSError: The disk is full. Finished shards stay.
+        ModuleNotFoundError: Ray is not installed; the message names the extra.
+    """
+    for name, value, allowed in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    for name, value in (("batch_size", batch_size), ("shard_size", shard_size), ("workers", workers or 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    vectors = VectorFolder(folder)
+    rows = open_source(
+        source,
+        shard_size=shard_size,
+        text_column=text_column,
+        id_column=id_column,
+        split=split,
+        plan=vectors.source_plan,
+    )
+    how = Settings(_steps(model, thinking_steps), _prompt(model, prompt), batch_size, dtype, skip_bad)
+    vectors.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(vectors.path / ".lock", timeout=0):
+            vectors.begin(_settings(model, rows, how), _notes(model))
+            return _run(model, rows, vectors, how, engine, workers, show_progress_bar)
+    except Timeout as error:
+        raise RuntimeError(f"another run is writing to {vectors}") from error
+
+
+def _run(
+    model: SentenceTransformer,
+    source: Source,
+    vectors: VectorFolder,
+    how: Settings,
+    engine: str,
+    workers: int | None,
+    show: bool,
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    rows = documents = steps = 0
+    if not vectors.index["complete"]:
+        vectors.source_plan = source.plan()
+        vectors.remove_leftovers()
+        there = sum(source.size_of(number) for number in range(source.shards) if vectors.has(number))
+        if engine == "ray":
+            from laser_lab.corpus.cluster import run_on_ray
+
+            done = run_on_ray(model, source, vectors, how, workers)
+        else:
+            done = run_here(model, source, vectors, how)
+        with tqdm(total=source.rows, initial=there, unit="doc", desc="Encoding", disable=not show) as bar:
+            for progress in done:
+                rows, documents = rows + progress.rows, documents + progress.documents
+                steps += progress.steps
+                bar.set_postfix(steps=f"{steps / max(1, documents):.2f}", refresh=False)
+                bar.update(progress.rows)
+        remove_repeated(source, vectors, how.skip_bad)
+        vectors.finish(vectors.totals(source.shards))
+    index = vectors.index | {"encoded": documents, "seconds": time.perf_counter() - began}
+    logger.info(
+        "%s: %d documents (%d bad rows skipped), %.2f thinking steps a document; encoded now: %d, %.1f a second",
+        *(vectors, index["documents"], index["skipped"], index["mean_steps"]),
+        *(documents, documents / max(1e-9, index["seconds"])),
+    )
+    return index
+
+
+def run_here(
+    model: SentenceTransformer, source: Source, vectors: VectorFolder, how: Settings
+) -> Iterator[Progress]:
+    """Make the missing shards in this process."""
+    for number in range(source.shards):
+        if vectors.has(number):
+            continue
+        documents = read_documents(source, number, how.skip_bad)
+        parts = encode_batches(model, documents.texts, how)
+        encoded = np.zeros((len(documents.ids), vectors.index["settings"]["dimension"]), how.dtype)
+        steps = np.zeros(len(encoded), np.int16)
+        for rows, found, taken in parts:
+            encoded[rows], steps[rows] = found, taken
+            yield Progress(len(rows), len(rows), int(taken.sum()))
+        vectors.write_shard(number, Shard(documents.ids, encoded, steps, len(documents.problems)).to_bytes())
+        yield Progress(source.size_of(number) - len(encoded), 0, 0)
+
+
+def read_documents(source: Source, number: int, skip_bad: bool) -> Documents:
+    """The documents of a shard.
+
+    Raises:
+        BadRows: Rows that are none, and `skip_bad` is False.
+    """
+    documents = source.read(number)
+    if documents.problems and not skip_bad:
+        raise BadRows(documents.problems)
+    if documents.problems:
+        logger.warning("%d bad rows skipped, e.g. %s", len(documents.problems), documents.problems[0])
+    return documents
+
+
+def encode_batches(
+    model: SentenceTransformer, texts: Sequence[str], how: Settings
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Batches of `texts`, long ones first: which rows (b,), their vectors (b, D) and the steps taken (b,)."""
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    think = {} if how.thinking_steps is None else {"thinking_steps": how.thinking_steps}
+    for start in range(0, len(order), how.batch_size):
+        rows = order[start : start + how.batch_size]
+        found = model.encode_document(
+            [texts[i] for i in rows],
+            prompt=how.prompt,
+            batch_size=len(rows),
+            output_value=None,
+            show_progress_bar=False,
+            **think,
+        )
+        vectors = torch.stack([row["sentence_embedding"] for row in found]).float().cpu().numpy()
+        yield rows, vectors.astype(how.dtype), _steps_taken(found)
+
+
+def _steps_taken(found: list[dict[str, Any]]) -> np.ndarray:
+    """(b,) int16 of what ``forward`` gave for b documents; 1 for a model that does not think."""
+    if "steps_taken" in found[0]:
+        return torch.stack([row["steps_taken"] for row in found]).cpu().numpy().astype(np.int16)
+    return np.array([len(row["states"]) if "states" in row else 1 for row in found], np.int16)
+
+
+def remove_repeated(source: Source, vectors: VectorFolder, skip_bad: bool) -> None:
+    """Look for ids that several shards hold. The first document of an id stays.
+
+    Raises:
+        BadRows: There are some, and `skip_bad` is False.
+    """
+    problems: list[str] = []
+    drop: dict[int, list[int]] = {}
+    for places in repeated_ids(vectors, source.shards):
+        for shard, row, first_shard, first_row in places.tolist():
+            drop.setdefault(shard, []).append(row)
+            if len(problems) < 20:  # as many as BadRows shows
+                first = _place(source, vectors, first_shard, first_row)[1]
+                name, place = _place(source, vectors, shard, row)
+                problems.append(f"{place}: id {name!r} is there already ({first})")
+    if problems and not skip_bad:
+        count = sum(map(len, drop.values()))
+        raise BadRows(problems + ["an id that is there already"] * (count - len(problems)))
+    for number, rows in drop.items():
+        shard = vectors.read_shard(number)
+        kept = np.setdiff1d(np.arange(len(shard.ids)), rows)
+        left = Shard(
+            [shard.ids[i] for i in kept], shard.vectors[kept], shard.steps[kept], shard.skipped + len(rows)
+        )
+        vectors.write_shard(number, left.to_bytes())
+        logger.warning("%d repeated ids skipped, e.g. %r", len(rows), shard.ids[rows[0]])
+
+
+def _place(source: Source, vectors: VectorFolder, shard: int, row: int) -> tuple[str, str]:
+    """Id and ``file:line`` of a row of a shard."""
+    name = vectors.read_ids(shard)[row].as_py()
+    documents = source.read(shard)
+    return name, documents.places[documents.ids.index(name)]
+
+
+# -- what decides the vectors --------------------------------------------------------------------------------------
+
+
+def _settings(model: SentenceTransformer, source: Source, how: Settings) -> dict[str, Any]:
+    encoder = model[0]
+    return {
+        "weights": fingerprint(model),
+        "model_dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dimension": model.get_embedding_dimension(),
+        "thinking_steps": how.thinking_steps,
+        "halting": getattr(encoder, "halting", False),
+        "halting_threshold": getattr(encoder, "halting_threshold", None),
+        "prompt": how.prompt,
+        "template": getattr(encoder, "template", None),
+        "pooling": getattr(encoder, "pooling", None),
+        "max_length": model.max_seq_length,
+        "similarity": model.similarity_fn_name,
+        "dtype": how.dtype,
+        "shard_size": source.shard_size,
+        "columns": source.columns,
+        "source": source.describe(),
+    }
+
+
+def _notes(model: SentenceTransformer) -> dict[str, Any]:
+    backbone = getattr(model[0], "backbone", None)
+    packages = ("laser_lab", "torch", "transformers", "sentence-transformers", "pyarrow")
+    return {
+        "model": getattr(backbone, "name", None) or model.model_card_data.base_model,
+        "adapter": getattr(backbone, "adapter", None),
+        "prompts": model.prompts,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def _steps(model: SentenceTransformer, thinking_steps: int | None) -> int | None:
+    """K of documents: as asked, else the model's own; None for a model that does not think."""
+    encoder = model[0]
+    if thinking_steps is not None:
+        return check_steps(thinking_steps)
+    return getattr(encoder, "document_steps", None) or getattr(encoder, "thinking_steps", None)
+
+
+def _prompt(model: SentenceTransformer, prompt: str | None) -> str:
+    """What ``encode_document`` puts before a text."""
+    if prompt is not None and not isinstance(prompt, str):
+        raise TypeError(f"prompt must be a string, got {prompt!r}")
+    name = next((name for name in ("document", "passage", "corpus") if name in model.prompts), None)
+    return model._resolve_prompt(prompt, name) or ""
