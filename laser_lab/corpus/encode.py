@@ -173,9 +173,7 @@ def _run(
     return index
 
 
-def run_here(
-    model: SentenceTransformer, source: Source, vectors: VectorFolder, how: Settings
-) -> Iterator[Progress]:
+def run_here(model: SentenceTransformer, source: Source, vectors: VectorFolder, how: Settings) -> Iterator[Progress]:
     """Make the missing shards in this process."""
     for number in range(source.shards):
         if vectors.has(number):
@@ -253,9 +251,7 @@ def remove_repeated(source: Source, vectors: VectorFolder, skip_bad: bool) -> No
     for number, rows in drop.items():
         shard = vectors.read_shard(number)
         kept = np.setdiff1d(np.arange(len(shard.ids)), rows)
-        left = Shard(
-            [shard.ids[i] for i in kept], shard.vectors[kept], shard.steps[kept], shard.skipped + len(rows)
-        )
+        left = Shard([shard.ids[i] for i in kept], shard.vectors[kept], shard.steps[kept], shard.skipped + len(rows))
         vectors.write_shard(number, left.to_bytes())
         logger.warning("%d repeated ids skipped, e.g. %r", len(rows), shard.ids[rows[0]])
 

@@ -232,7 +232,9 @@ def open_source(
         else:
             opened = FileSource(find_files(text, split), *settings, plan=plan)
     else:
-        raise TypeError(f"a source is a path, a hub id, a Dataset or a mapping of id to text, not {type(source).__name__}")
+        raise TypeError(
+            f"a source is a path, a hub id, a Dataset or a mapping of id to text, not {type(source).__name__}"
+        )
     if not opened.rows:
         raise ValueError(f"{source!r:.200} has no rows")
     return opened

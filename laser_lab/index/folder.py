@@ -100,7 +100,9 @@ class VectorFolder:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         if other := [file.name for file in self.path.iterdir() if not file.name.startswith(".")]:
-            raise FileExistsError(f"{self} holds {min(other)!r} and no index.json: choose an empty folder, or a new one")
+            raise FileExistsError(
+                f"{self} holds {min(other)!r} and no index.json: choose an empty folder, or a new one"
+            )
         self._write({"format": FORMAT, "complete": False, "settings": dict(settings), **notes})
 
     def check(self, settings: Mapping[str, Any]) -> None:
@@ -190,4 +192,3 @@ class VectorFolder:
             steps += int(found.metadata[b"steps"])
         mean = steps / documents if documents else 0.0
         return {"shards": shards, "documents": documents, "skipped": skipped, "mean_steps": round(mean, 4)}
-

@@ -161,4 +161,3 @@ class VectorIndex:
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise ValueError(f"queries must have shape (Q, {self.dimension}), got {vectors.shape}")
         return (list(range(len(vectors))) if names is None else names), vectors
-

@@ -92,7 +92,8 @@ class Cell(Cached):
         for owner, settings in (("method", self.changes), ("world", self.world)):
             for name, value in settings.items():
                 taken = name in columns or name == "thinking_steps"
-                columns[f"{owner}_{name}" if taken else name] = value
+                listed = isinstance(value, (list, tuple))
+                columns[f"{owner}_{name}" if taken else name] = "-".join(map(str, value)) if listed else value
         return columns
 
     def load(self) -> LatentRetriever:

@@ -1,0 +1,73 @@
+"""The table of recipes and the readings of adaptive K, on tiny worlds."""
+
+import pandas as pd
+import pytest
+import torch
+
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig
+from laser_lab.lab import adaptive, recipes
+from laser_lab.lab.cells import Cell, run
+from laser_lab.thinking import Thoughts
+
+WORLD = dict(entities=12, relations=2, hops=(1, 2), dev=4, test=12, layers=1, hidden_size=16, heads=2, pretrain_steps=5)
+SHORT = dict(max_steps=2, per_device_train_batch_size=4)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
+    groups = {
+        "mixed": recipes.Group({"lexical": (3,)}, WORLD, SHORT, seeds=2),
+        "mixed-others": recipes.Group({"latent": (2,), "basic": (1,)}, WORLD, SHORT, seeds=1),
+    }
+    monkeypatch.setattr(recipes, "GROUPS", groups)
+    monkeypatch.setattr(adaptive, "GROUPS", groups)
+    return tmp_path
+
+
+def test_a_row_per_training_written_as_they_come(tiny, capsys):
+    out = tiny / "recipes.csv"
+    assert recipes.main([str(out), "--only", "mixed", "--seeds", "1", "--workers", "0"]) == 0
+    assert len(pd.read_csv(out)) == 1
+    assert recipes.main([str(out), "--workers", "0"]) == 0
+    found = pd.read_csv(out)
+    assert found[["method", "thinking_steps", "seed"]].values.tolist() == [
+        ["lexical", 3, 0],
+        ["lexical", 3, 1],
+        ["latent", 2, 0],
+        ["basic", 1, 0],
+    ]
+    assert (found["failed"] == (found["ndcg@10"] < 0.9)).all() and found["seconds"].min() > 0
+    lexical = found[found["method"] == "lexical"]
+    assert (lexical["document_steps"] == 1).all() and lexical["steps"].between(1, 3).all()
+    assert found.set_index("method").loc["latent", "steps"] == 2, "without halting every step weighs"
+    for depth in (1, 2):
+        assert found[f"ndcg@10_depth{depth}"].between(0, 1).all()
+    own = [row[f"at_{int(row['thinking_steps'])}"] for _, row in found.iterrows()]
+    assert own == pytest.approx(found["ndcg@10"].tolist())
+    table = recipes.summary(found)
+    assert table["seeds"].tolist() == [2, 1, 1] and "failures" in capsys.readouterr().out
+    cell = Cell("lexical", 0, 3, world=WORLD, settings=SHORT)
+    frame = cell.frame()
+    assert set(frame["depth"]) == {1, 2} and frame.loc[frame["depth"] == 1, "step2_names_bridge"].isna().all()
+
+
+def test_ways_of_reading_one_model(tiny):
+    run(recipes.GROUPS["mixed"].cells(1), workers=0, show_progress_bar=False)
+    (cell,) = recipes.GROUPS["mixed"].cells(1)
+    frame = adaptive.readings(cell.load(), HopWorld(HopWorldConfig(**WORLD)))
+    assert set(frame["reading"]) == {"halting", "random", "depth", "fixed 1", "fixed 2"}
+    by = {name: some for name, some in frame.groupby("reading")}
+    assert sorted(by["random"]["steps"]) == sorted(by["halting"]["steps"])
+    assert (by["depth"]["steps"] == by["depth"]["depth"]).all() and (by["fixed 2"]["steps"] == 2).all()
+    own = cell.frame().query("thinking_steps == 3").set_index("query_id")["ndcg@10"]
+    assert by["halting"].set_index("query_id")["ndcg@10"].to_dict() == pytest.approx(own.to_dict(), abs=1e-6)
+    table = adaptive.table([cell])
+    assert set(table["depth"]) == {0, 1, 2} and len(table) == 5 * 3
+
+
+def test_each_text_stops_at_its_own_step():
+    thoughts = Thoughts(["a", "b", "c"], torch.randn(3, 4, 8), torch.rand(3, 4))
+    found = adaptive.stopped(thoughts, torch.tensor([1, 4, 2]))
+    for row, k in enumerate((1, 4, 2)):
+        torch.testing.assert_close(found[row], thoughts.embeddings_at(k)[row])
