@@ -49,13 +49,13 @@ class Group:
         ]
 
 
-WORDY = {"max_steps": 800}
-MIXED = {"hops": (1, 2, 3, 4), "train_queries": 800}
+WORDY = {"max_steps": 1000}
+MIXED = {"hops": (1, 2, 3, 4), "train_queries": 2000}
 
 GROUPS: dict[str, Group] = {
     "easy": Group({"lexical": (3, 5, 8), "laser-halting": (3, 5, 8), "latent-halting": (3, 5, 8)}),
     "easy-published": Group({"latent": (3, 5, 8), "laser": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5),
-    "wordy": Group({"lexical": (3,)}, {"verbosity": 5}, WORDY),
+    "wordy": Group({"lexical": (3, 5)}, {"verbosity": 5}, WORDY),
     "wordy-others": Group(
         {
             "basic": (1,),
@@ -74,14 +74,14 @@ GROUPS: dict[str, Group] = {
         WORDY,
         seeds=3,
     ),
-    "mixed": Group({"lexical": (8,)}, MIXED, {"max_steps": 800}),
+    "mixed": Group({"lexical": (8,)}, MIXED, WORDY),
     "mixed-others": Group(
         {"latent": (1, 2, 3, 4), "latent-halting": (8,), "lexical-no-eos": (8,), "laser-halting": (8,)},
         MIXED,
-        {"max_steps": 800},
+        WORDY,
         seeds=3,
     ),
-    "wordy-mixed": Group({"lexical": (8,)}, MIXED | {"verbosity": 3}, {"max_steps": 800}, seeds=5),
+    "wordy-mixed": Group({"lexical": (8,)}, MIXED | {"verbosity": 3}, WORDY, seeds=5),
     "very-wordy": Group({"lexical": (3,), "latent": (3,), "rewrite": (1,)}, {"verbosity": 10}, WORDY, seeds=3),
     "wordiest": Group({"lexical": (3,), "latent": (3,), "rewrite": (1,)}, {"verbosity": 20}, WORDY, seeds=3),
 }
