@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import socket
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what tests start, too
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -80,6 +82,12 @@ def tiny_model(family: str = "qwen3", seed: int = 0) -> transformers.PreTrainedM
 
 def tiny_backbone(family: str = "qwen3", seed: int = 0) -> Backbone:
     return Backbone(tiny_model(family, seed), tiny_tokenizer(), name=family)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

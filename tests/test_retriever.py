@@ -164,7 +164,7 @@ def test_adapters(model, tiny_folder, tmp_path):
 
 
 def test_multi_process(model):
-    pool = model.start_multi_process_pool(["cpu", "cpu"])
+    pool = model.start_multi_process_pool(["cpu"])
     try:
         found = model.encode(TEXTS, pool=pool, chunk_size=2, thinking_steps=2)
     finally:
