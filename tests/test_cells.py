@@ -50,16 +50,19 @@ def test_a_world_does_not_overwrite_what_a_training_says(tmp_path, monkeypatch):
     """With its seed in the place of theirs, three trainings were averaged as one."""
     frames = []
     for seed in range(3):
-        one = cell(seed=seed, world=WORLD | {"seed": 1}, changes={"thinking_steps": 5, "output": 1.0})
+        changes = {"thinking_steps": 5, "document_steps": 4, "output": 1.0}
+        one = cell(seed=seed, world=WORLD | {"seed": 1, "hops": [1, 2]}, changes=changes)
         monkeypatch.setattr(Cell, "folder", tmp_path / str(seed))
         one.folder.mkdir()
         table = pd.DataFrame({"query_id": ["a", "b"], "thinking_steps": [2, 2], "ndcg@10": [0.1 * seed, 0.2]})
+        table["document_steps"] = 1.0  # as they were measured
         table.to_csv(one.folder / "per_query.csv", index=False)
         frames.append(one.frame())
     frame = pd.concat(frames)
     assert frame["seed"].unique().tolist() == [0, 1, 2] and set(frame["world_seed"]) == {1}
     assert set(frame["thinking_steps"]) == {2} and set(frame["method_thinking_steps"]) == {5}
-    assert set(frame["hops"]) == {2} and set(frame["layers"]) == {1} and set(frame["output"]) == {1.0}
+    assert set(frame["document_steps"]) == {1} and set(frame["method_document_steps"]) == {4}
+    assert set(frame["hops"]) == {"1, 2"} and set(frame["layers"]) == {1} and set(frame["output"]) == {1.0}
     assert summarise(frame, ["method", "hops"])["seeds"].item() == 3
 
 

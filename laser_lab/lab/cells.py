@@ -43,6 +43,9 @@ HOPWORLD_SETTINGS: dict[str, Any] = dict(
 
 READ_STEPS = 8
 
+MEASURED = ("thinking_steps", "document_steps", "steps", "depth")
+"""Columns of a reading whose names a method or a world may use, too."""
+
 
 @dataclass(frozen=True)
 class Cell(Cached):
@@ -87,13 +90,13 @@ class Cell(Cached):
     @property
     def columns(self) -> dict[str, Any]:
         """Method, K in training, seed, and the settings of method and world, as ``method_...`` or ``world_...`` where
-        their name is taken: a world has a ``seed``, too."""
+        their name is taken: a world has a ``seed``, too. Several values are one text: ``hops`` "1, 2, 3"."""
         columns: dict[str, Any] = {"method": self.method, "train_steps": self.steps, "seed": self.seed}
         for owner, settings in (("method", self.changes), ("world", self.world)):
             for name, value in settings.items():
-                taken = name in columns or name == "thinking_steps"
-                listed = isinstance(value, (list, tuple))
-                columns[f"{owner}_{name}" if taken else name] = "-".join(map(str, value)) if listed else value
+                taken = name in columns or name in MEASURED
+                text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+                columns[f"{owner}_{name}" if taken else name] = text
         return columns
 
     def load(self) -> LatentRetriever:
