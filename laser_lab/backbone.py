@@ -17,7 +17,7 @@ from laser_lab.base.kernels import linear, use_fast_linear
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-VOCABULARY_BLOCK = 4096  # rows of W and E that stay in the cache between their two products
+VOCABULARY_BLOCK = 4096  # rows of W and E that fit into the processor's cache
 
 
 class Backbone(nn.Module):
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
 
     @property
     def max_positions(self) -> int | None:
-        """Longest input plus thoughts that the backbone has positions for."""
+        """How many positions the backbone has, for input and thoughts together."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     @property
@@ -103,7 +103,7 @@ class Backbone(nn.Module):
         """
         # Explicit positions, so that left padding changes nothing for absolute positions either.
         positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
-        # `base_model` of a causal LM is its body without the head: no V x D product on any position.
+        # `base_model` is the body without the head: no V x D product.
         return self.causal_lm.base_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -184,8 +184,8 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Compare our embedding, soft token and logits with the model's own, on one token. Families differ in small
-        ways that would silently bend every result; this is the door where an unknown one is stopped."""
+        """Compare our embedding and logits with the model's own on one token. Families differ in small ways that would
+        silently falsify results, so one that we do not reproduce is refused."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         embedding, head = self.causal_lm.get_input_embeddings(), self.head

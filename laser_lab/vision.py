@@ -1,7 +1,7 @@
-"""The backbone that also reads images: a vision-language model.
+"""Vision-language backbones.
 
-Images are read in one pass, by LaME (:class:`laser_lab.lame.ReasonEncoder`); the loop that feeds soft tokens back
-reads texts only, on these backbones too.
+Images are read in one pass, by LaME (:class:`laser_lab.lame.ReasonEncoder`). The loop with soft tokens reads texts
+only, also on these backbones.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 
 class VisionBackbone(Backbone):
-    """A vision-language model and its processor: texts as in every backbone, and images in one pass.
+    """A vision-language model and its processor.
 
-    ``model`` holds the vision encoder, the projector and the language model, so what freezes, trains or saves the
-    backbone does it to all three. Images reach :meth:`read` alone, with all that the family does with them
-    (placeholders, positions in two dimensions, features fed to deeper layers): the model's own forward does it.
+    ``model`` holds the vision encoder, the projector and the language model: freezing, training and saving act on all
+    three. Only :meth:`read` sees images; it calls the model's own forward, which places them as the family needs.
     """
 
     def __init__(self, model: PreTrainedModel | nn.Module, processor: ProcessorMixin, name: str = "") -> None:
@@ -33,9 +32,11 @@ class VisionBackbone(Backbone):
         self.processor = processor
 
     def preprocess(self, texts: Sequence[str], images: Sequence[Image | None]) -> dict[str, Tensor]:
-        """Features of texts, each with an image or without, padded on the left. A text without one is tokenized as in
-        every backbone; with one it goes through the processor's chat template, or behind the image where there is
-        none."""
+        """Features of texts with or without an image, padded on the left.
+
+        A text without an image is tokenized as in every backbone. With one, it goes through the processor's chat
+        template, or follows the image where there is no template.
+        """
         blank = self.tokenizer.bos_token or self.tokenizer.eos_token  # an empty text has a position too
         prompts = [text or blank if image is None else self._render(text) for text, image in zip(texts, images)]
         nested = [[] if image is None else [image.convert("RGB")] for image in images]
@@ -48,17 +49,17 @@ class VisionBackbone(Backbone):
         prompt = self.processor.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
         start = self.tokenizer.bos_token
         doubled = start and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
-        return prompt.removeprefix(start) if doubled else prompt  # some templates begin with what the tokenizer adds
+        return prompt.removeprefix(start) if doubled else prompt  # else the bos stands there twice
 
     def read(self, features: dict[str, Tensor], appended: Tensor) -> Tensor:
-        """States after the final norm, (B, N, D), of (B, N, D) vectors behind the (B, T) `features` of
+        """States after the final norm, (B, N, D), of (B, N, D) vectors that follow the (B, T) `features` of
         :meth:`preprocess`.
 
-        The vectors stand in for the embeddings of as many eos tokens behind the text: only with token ids does every
-        family place its images.
+        The model is given eos ids in their place, whose embeddings the vectors replace: families place images by token
+        ids.
         """
         body = self.causal_lm.base_model
-        known = inspect.signature(body.forward).parameters  # the trainer's own columns are not the model's
+        known = inspect.signature(body.forward).parameters  # drops what only the trainer reads
         inputs = {name: value for name, value in features.items() if name in known}
         shape, dtype = appended.shape[:2], self.embedding_table.dtype
         for name, value in inputs.items():

@@ -75,7 +75,7 @@ BUILT_IN: dict[str, Callable[[], Path]] = {
     "hopworld": pretrained,
     **{name: partial(adapters.find, name) for name in adapters.NAMES},
 }
-"""Names that need no hub: each a function that returns a local folder, building it on first use."""
+"""Names that need no hub, each with a function that returns a local folder and builds it on first use."""
 
 
 def resolve(name: str | os.PathLike[str]) -> str:
@@ -154,8 +154,8 @@ def load_backbone(
         model = model_class.from_pretrained(source, dtype=dtype, use_safetensors=True, **where, **model_kwargs)
     model.config.name_or_path = source
     table = model.get_input_embeddings().weight
-    if table.device.type == "cpu" and table.data_ptr() % 64:  # as mapped from the file: rows cross cache lines
-        table.data = table.data.clone()  # and soft tokens take up to a third longer
+    if table.device.type == "cpu" and table.data_ptr() % 64:  # rows mapped from a file may cross cache lines,
+        table.data = table.data.clone()  # which makes soft tokens up to a third slower
     if adapter is not None:
         model = _with_adapter(model, resolve(adapter), trainable_adapter)
     model.to(device).eval()
@@ -163,11 +163,11 @@ def load_backbone(
 
 
 CONFIG_FILE = "laser_lab.json"
-"""What a saved retriever says of itself, beside the model's own ``config.json``."""
+"""The settings of a saved retriever, beside the model's own ``config.json``."""
 
 
 def _adapter_base(folder: str) -> str:
-    """The base of a saved adapter: the built-in name or hub id that laser_lab noted, else what PEFT noted."""
+    """The base of a saved adapter as laser_lab recorded it, else as PEFT did."""
     from peft import PeftConfig
 
     note = Path(folder) / CONFIG_FILE

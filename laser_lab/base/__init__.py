@@ -1,1 +1,1 @@
-"""What all rooms stand on: files and the cache, inputs, statistics, float32 products. It knows no model."""
+"""Helpers that know no model: files and the cache, inputs, statistics, float32 products."""

@@ -1,4 +1,4 @@
-"""Files: the cache, and writing that is whole or not there."""
+"""Files: the cache, and writing that leaves a whole file or none."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from filelock import FileLock
 
 
 def cache_dir() -> Path:
-    """Where converted and pretrained built-ins live: ``LASER_LAB_CACHE``, else ``laser_lab`` in the user's cache."""
+    """The folder of converted and pretrained models: ``LASER_LAB_CACHE``, else ``laser_lab`` in the user's cache."""
     if path := os.environ.get("LASER_LAB_CACHE"):
         return Path(path).expanduser()
     return platformdirs.user_cache_path("laser_lab")
@@ -22,7 +22,7 @@ def cache_dir() -> Path:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target` that becomes `target` only when the block ends without an error."""
+    """Yield a temporary folder beside `target`; it becomes `target` if the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     temporary.chmod(0o755)
@@ -35,7 +35,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `target` that becomes `target` only when the block ends without an error."""
+    """Yield a temporary path beside `target`; it becomes `target` if the block ends without an error."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=target.suffix, dir=target.parent)
@@ -50,13 +50,13 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def write_text(target: str | os.PathLike[str], text: str) -> None:
-    """Write a text file (UTF-8) whole or not at all."""
+    """Write a text file (UTF-8), whole or not at all."""
     with atomic_file(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def cached_build(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, built once by ``build(temporary_folder)``; safe against crashes and a second process."""
+    """`folder`, built by ``build(temporary_folder)`` on first use. Other processes wait; a crash leaves nothing."""
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
@@ -67,5 +67,5 @@ def cached_build(folder: Path, build: Callable[[Path], None]) -> Path:
 
 
 def missing_extra(package: str, extra: str) -> ModuleNotFoundError:
-    """The error for a package that only one function needs."""
+    """The error for a missing optional package: it names the extra that installs it."""
     return ModuleNotFoundError(f"{package} is needed here: pip install 'laser_lab[{extra}]'", name=package)

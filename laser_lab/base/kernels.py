@@ -1,8 +1,8 @@
-"""Float32 products on the CPU, through oneDNN: the same numbers, sooner.
+"""Float32 linear layers on the CPU through oneDNN: the same numbers, faster.
 
-PyTorch sends a float32 linear layer on an x86 CPU to MKL, which leaves half of the speed of other makers' CPUs unused;
-the oneDNN kernels that it ships for compiled graphs do not. Everything here is exact up to float32 rounding and
-differentiable, and falls back to PyTorch's own kernels on other devices, dtypes and builds. It knows nothing of models.
+PyTorch sends a float32 linear layer on an x86 CPU to MKL, which is about half as fast on CPUs of other makers as the
+oneDNN kernels that PyTorch ships for compiled graphs. Results are equal up to float32 rounding and differentiable.
+Other devices, dtypes and builds use PyTorch's own kernels.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or bias.dtype == torch.float32)
         and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and not torch._C._are_functorch_transforms_active()  # they ask more of a Function than it is worth
+        and not torch._C._are_functorch_transforms_active()  # they do not support this kind of Function
     )
 
 
@@ -46,11 +46,11 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """The product and its gradients, which are products again."""
+    """The product; its gradients are products again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # the context comes here, not in `setup_context`: PyTorch would inspect this signature at every call
+        # with `setup_context` PyTorch would inspect this signature at every call
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)  # frozen weights need no inputs
         return _product(x, weight, bias)
 
@@ -66,7 +66,7 @@ class _Linear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with the product above; same weights, same name in a state dict."""
+    """``nn.Linear`` through oneDNN, with the same state dict."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
@@ -75,8 +75,8 @@ class Linear(nn.Linear):
 def use_fast_linear(model: nn.Module, fast: bool = True) -> None:
     """Let every plain ``nn.Linear`` of `model` compute through oneDNN, or, with ``fast=False``, as PyTorch does.
 
-    Each layer is replaced by one of the other class that holds the same parameters under the same names, so weights,
-    ties, adapters put on top later, saving and training stay as they are.
+    Each layer is replaced by a new one with the same parameters and names: ties, adapters, saving and training do not
+    change.
     """
     before, after = (nn.Linear, Linear) if fast else (Linear, nn.Linear)
     for parent in list(model.modules()):

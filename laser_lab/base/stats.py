@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
-
-if TYPE_CHECKING:
-    import pandas as pd
+from scipy import stats
 
 
 def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float, float]:
@@ -20,15 +18,13 @@ def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float, float]:
             pigeonhole bootstrap", 2007). It stays within the range of the values, and is too narrow where two or
             three seeds disagree; a claim about a difference rests on :func:`compare`.
     """
-    from scipy.stats import bootstrap
-
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
     if values.size < 2 or np.ptp(values) == 0:
         return mean, mean, mean
     options = dict(method="percentile", rng=np.random.default_rng(seed), n_resamples=2000)
     if values.ndim == 1 or 1 in values.shape:
-        found = bootstrap((values.ravel(),), np.mean, **options)
+        found = stats.bootstrap((values.ravel(),), np.mean, **options)
     else:
         every_seed, every_question = (np.arange(size) for size in values.shape)
 
@@ -36,16 +32,14 @@ def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float, float]:
             weights = (seeds[..., None] == every_seed).mean(axis=-2)
             return np.take_along_axis(weights @ values, questions, axis=axis).mean(axis=axis)
 
-        found = bootstrap((every_seed, every_question), resampled, vectorized=True, **options)
+        found = stats.bootstrap((every_seed, every_question), resampled, vectorized=True, **options)
     return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def proportion(hits: Sequence[bool]) -> tuple[float, float, float]:
     """Share of true `hits` and its 95 % Wilson interval (scipy), which has a width even where all or none are."""
-    from scipy.stats import binomtest
-
     hits = np.asarray(hits, dtype=bool)
-    found = binomtest(int(hits.sum()), len(hits))
+    found = stats.binomtest(int(hits.sum()), len(hits))
     limits = found.proportion_ci(method="wilson")
     return float(hits.mean()), float(limits.low), float(limits.high)
 
@@ -71,8 +65,6 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], measure: str = "ndcg@10", 
     Raises:
         ValueError: A group's seeds were not all read on the same queries.
     """
-    import pandas as pd
-
     rows = []
     for key, group in frame.groupby(list(by), sort=False, dropna=False):
         table = group.pivot_table(index="seed", columns="query_id", values=measure).to_numpy()
@@ -105,9 +97,6 @@ def compare(
     Raises:
         ValueError: A name is not there, or the two have no seed in common, or other queries.
     """
-    import pandas as pd
-    from scipy.stats import false_discovery_control
-
     tables = {name: t.pivot_table(index="seed", columns="query_id", values=measure) for name, t in frame.groupby(by)}
     if isinstance(pairs, str):
         pairs = [(name, pairs) for name in frame[by].unique() if name != pairs]
@@ -128,7 +117,7 @@ def compare(
         rows.append([first, second, mean, low, high, *differences.shape, by_seed.min(), by_seed.max(), p])
     columns = "first second difference low high seeds queries least most p".split()
     result = pd.DataFrame(rows, columns=columns)
-    return result.assign(p_adjusted=false_discovery_control(result["p"]) if rows else [])
+    return result.assign(p_adjusted=stats.false_discovery_control(result["p"]) if rows else [])
 
 
 def paired_test(differences: ArrayLike, seed: int = 0) -> tuple[float, float, float, float]:
@@ -144,8 +133,6 @@ def paired_test(differences: ArrayLike, seed: int = 0) -> tuple[float, float, fl
     Args:
         differences: (seeds, questions)
     """
-    from scipy.stats import t
-
     differences = np.atleast_2d(np.asarray(differences, dtype=float))
     seeds, questions = differences.shape
     if min(seeds, questions) == 1:
@@ -161,18 +148,16 @@ def paired_test(differences: ArrayLike, seed: int = 0) -> tuple[float, float, fl
         return float(mean), float(mean), float(mean), float(mean == 0)
     freedom = max(1.0, variance**2 / (squares**2 / degrees).sum())
     error = np.sqrt(variance / differences.size)
-    reach = error * t.ppf(0.975, freedom)
-    return float(mean), float(mean - reach), float(mean + reach), float(2 * t.sf(abs(mean) / error, freedom))
+    reach = error * stats.t.ppf(0.975, freedom)
+    return float(mean), float(mean - reach), float(mean + reach), float(2 * stats.t.sf(abs(mean) / error, freedom))
 
 
 def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
     """p of the two-sided permutation test of paired differences, their signs flipped (scipy); 1 where all are 0."""
-    from scipy.stats import permutation_test
-
     differences = np.asarray(differences, dtype=float)
     if not differences.any():
         return 1.0
-    found = permutation_test(
+    found = stats.permutation_test(
         (differences,),
         lambda x, axis: x.mean(axis=axis),
         permutation_type="samples",
