@@ -207,3 +207,11 @@ def test_the_package_is_thin():
 )
 def test_functions_of_javascript_are_counted(text, expected):
     assert list(js_functions(text)) == expected
+
+
+def test_references_to_the_method_lead_somewhere():
+    text = (PACKAGE.parent / "docs" / "method.md").read_text(encoding="utf-8")
+    numbers = set(re.findall(r"^## (\d+)\. ", text, flags=re.M))
+    files = [*sources(".py", ".js"), *(PACKAGE.parent / "tests").glob("*.py")]
+    found = [(f.name, n) for f in files for n in re.findall(r"docs/method\.md,\s+section (\d+)", f.read_text("utf-8"))]
+    assert found and {n for _, n in found} <= numbers, f"no such section: {[x for x in found if x[1] not in numbers]}"

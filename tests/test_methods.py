@@ -1,5 +1,8 @@
 """The table of methods and its door."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 import laser_lab as ll
@@ -43,3 +46,9 @@ def test_lookup():
     assert method_of(ll.METHODS["basic"]) is ll.METHODS["basic"]
     with pytest.raises(ValueError, match="no method 'lasr'; there are basic, latent"):
         method_of("lasr")
+
+
+def test_every_row_is_explained():
+    text = (Path(__file__).parents[1] / "docs" / "method.md").read_text(encoding="utf-8")
+    explained = set(re.findall(r"^\| \**`([a-z-]+)`\** \|", text, flags=re.M))
+    assert ll.METHODS.keys() <= explained, f"write into docs/method.md: {sorted(ll.METHODS.keys() - explained)}"
