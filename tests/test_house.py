@@ -13,8 +13,8 @@ from laser_lab.lab.provenance import PACKAGE, imports, modules
 FLOORS = """
     __init__
     lab
-    explorer  training
-    corpus  loading  retriever
+    corpus  explorer  training
+    loading  retriever
     explicit  lame  probing  rewriting
     encoder  evaluation
     weights
@@ -87,13 +87,13 @@ def test_no_circles():
 
 
 def test_imports_are_absolute():
-    """What the walk cannot follow must not be there."""
+    """What the walk cannot follow must not be there; the front door alone, on the top floor, imports by name."""
     for name, file in modules().items():
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name}, line {node.lineno}: relative import"
             called = getattr(node, "func", None)
             dynamic = getattr(called, "attr", getattr(called, "id", "")) in ("import_module", "__import__")
-            assert not dynamic, f"{name}, line {node.lineno}: import by name"
+            assert not dynamic or name == PACKAGE.name, f"{name}, line {node.lineno}: import by name"
 
 
 def test_the_walk_sees_circles_and_upward_arrows(tmp_path):
