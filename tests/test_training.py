@@ -458,7 +458,7 @@ def config(tiny_folder, data, tmp_path):
 def test_a_run_from_a_file_is_the_same_run(config, tiny_folder, data, tmp_path, capsys):
     assert run.main([config]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["output"] == str(tmp_path / "run" / "final")
-    trained = train(load(tiny_folder), data, "laser", output_dir=tmp_path / "other", **FAST)
+    trained = train(tiny_folder, data, "laser", output_dir=tmp_path / "other", **FAST)
     again = ll.load(tmp_path / "run" / "final", device="cpu")
     np.testing.assert_allclose(again.encode(["why sea"]), trained.encode(["why sea"]), atol=1e-5)
 
