@@ -128,7 +128,7 @@ def test_corpus_table(monkeypatch):
 
 
 def test_training_step_of_both_loops_has_the_same_gradients():
-    gradients, steps = [], latency.training_steps(model := retriever(), batch=2, lengths=(6, 5, 9))
+    gradients, steps = [], latency.training_steps(latency.both_loops(model := retriever()), batch=2, lengths=(6, 5, 9))
     for step in steps.values():
         step()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
@@ -153,3 +153,10 @@ def test_the_command_writes_its_tables(tmp_path, tiny_folder, capsys):
     with pytest.raises(SystemExit):
         latency.main([*call, "--parts", "corpus"])
     assert "--corpus FOLDER" in capsys.readouterr().err
+
+
+def test_method_steps_table():
+    table = latency.method_steps(retriever(), batch=2, lengths=(6, 5, 9), repeats=1).set_index("name")
+    assert list(table.index) == ["basic", "latent", "lexical", "laser"]
+    assert table.loc["latent", ["time_ratio", "memory_ratio"]].tolist() == [1.0, 1.0]
+    assert (table["median"] <= table["p95"]).all()

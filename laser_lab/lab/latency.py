@@ -10,7 +10,7 @@ import argparse
 import copy
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -208,10 +208,25 @@ def corpus(model: LatentRetriever, texts: Sequence[str], sample: int = 256, repe
     return pd.DataFrame([row])
 
 
+def adapted(model: LatentRetriever) -> LatentRetriever:
+    """`model`, with a LoRA adapter of rank 16 if it has none."""
+    from laser_lab.training.run import add_lora
+
+    if not hasattr(model.encoder.backbone.model, "peft_config"):
+        add_lora(model, {"r": 16})
+    return model
+
+
+def both_loops(model: LatentRetriever) -> dict[str, tuple[LatentRetriever, str]]:
+    """A LaSER step of the ``published`` loop and of ``ours``, on the same weights, for :func:`training_steps`."""
+    adapted(model)
+    return {"published": (published_loop(model), "laser"), "ours": (model, "laser")}
+
+
 def training_steps(
-    model: LatentRetriever, batch: int = 8, lengths: tuple[int, int, int] = (48, 24, 160)
+    runs: Mapping[str, tuple[LatentRetriever, str]], batch: int = 8, lengths: tuple[int, int, int] = (48, 24, 160)
 ) -> dict[str, Callable[[], None]]:
-    """One LaSER step (forward and backward, LoRA) of the ``published`` loop and of ``ours``, on the same batch.
+    """One step (forward and backward) of each (retriever, method), all on the same batch and with all terms.
 
     Args:
         batch: Queries; there are twice as many documents.
@@ -219,53 +234,79 @@ def training_steps(
     """
     from laser_lab.methods import method_of
     from laser_lab.training.objectives import DualViewLoss
-    from laser_lab.training.run import add_lora
+    from laser_lab.training.run import set_method
 
-    method, generator = method_of("laser"), torch.Generator().manual_seed(0)
-    if not hasattr(model.encoder.backbone.model, "peft_config"):
-        add_lora(model, {"r": 16})
-    device = model.encoder.backbone.embedding_table.device
+    generator = torch.Generator().manual_seed(0)
+    (table,) = {id(t): t for t in (model.encoder.backbone.embedding_table for model, _ in runs.values())}.values()
 
-    def texts(rows: int, tokens: int) -> dict[str, Tensor]:
-        ids = torch.randint(len(model.encoder.backbone.embedding_table), (rows, tokens), generator=generator)
-        return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+    def texts(rows: int, *tokens: int) -> Tensor:
+        return torch.randint(len(table), (rows, *tokens), generator=generator).to(table.device)
 
-    queries, documents, explicit = (texts(rows, n) for rows, n in zip((batch, 2 * batch, batch), lengths))
-    documents["keys"] = documents["rows"] = torch.arange(2 * batch, device=device)
+    ids = [texts(rows, n) for rows, n in zip((batch, 2 * batch, batch), lengths)]
+    queries, documents, explicit = ({"input_ids": x, "attention_mask": torch.ones_like(x)} for x in ids)
+    documents["keys"] = documents["rows"] = torch.arange(2 * batch, device=table.device)
     queries["positive_keys"] = documents["keys"][:batch, None]
-    ends = torch.linspace(lengths[2] // 2, lengths[2] - 2, method.thinking_steps).long().to(device)
-    explicit["segment_ends"] = ends.expand(batch, -1)
 
-    def step(retriever: LatentRetriever) -> Callable[[], None]:
+    def step(retriever: LatentRetriever, name: str) -> Callable[[], None]:
+        method = method_of(name)
+        features, parts = dict(queries), [documents]
+        if method.lexical:
+            features["lexical_ids"] = texts(batch, method.thinking_steps, 8)
+            features["lexical_targets"] = torch.full(features["lexical_ids"].shape, 1 / 8, device=table.device)
+        if method.needs_explicit:
+            ends = torch.linspace(lengths[2] // 2, lengths[2] - 2, method.thinking_steps).long().to(table.device)
+            parts.append(explicit | {"segment_ends": ends.expand(batch, -1)})
         loss = DualViewLoss(retriever, method)
         loss.progress = 1.0  # all terms act
 
         def once() -> None:
+            if not isinstance(retriever.encoder, PublishedEncoder):
+                set_method(retriever, method)
             retriever.train()
             retriever.zero_grad(set_to_none=True)
-            sum(loss([dict(queries), dict(documents), dict(explicit)]).values()).backward()
+            sum(loss([dict(features), *map(dict, parts)]).values()).backward()
 
         return once
 
-    return {"published": step(published_loop(model)), "ours": step(model)}
+    return {name: step(*run) for name, run in runs.items()}
+
+
+def method_steps(
+    model: LatentRetriever,
+    methods: Sequence[str] = ("basic", "latent", "lexical", "laser"),
+    batch: int = 16,
+    lengths: tuple[int, int, int] = (32, 24, 96),
+    repeats: int = 5,
+) -> pd.DataFrame:
+    """Time and peak memory of a training step of each method, interleaved: ``name``, ``median`` and ``p95`` in seconds,
+    ``peak_mib``, and how many times those of ``latent`` they are (``time_ratio``, ``memory_ratio``)."""
+    steps = training_steps({name: (adapted(model), name) for name in methods}, batch, lengths)
+    times = measure(steps, repeats, warmup=1)
+    table = summarize(times)
+    table["peak_mib"] = [_step_memory(model, steps[name]) for name in table["name"]]
+    table["time_ratio"] = [ratio(times, name, "latent") for name in table["name"]]
+    return table.assign(memory_ratio=table["peak_mib"] / table.set_index("name").loc["latent", "peak_mib"])
+
+
+def _step_memory(model: LatentRetriever, step: Callable[[], None]) -> float:
+    """MiB above the weights at the peak of a step; its gradients are part of what it needs."""
+    model.zero_grad(set_to_none=True)
+    return peak_memory(step)[0]
 
 
 def training_step(
     model: LatentRetriever, batch: int = 8, lengths: tuple[int, int, int] = (48, 24, 160), repeats: int = 3
 ) -> pd.DataFrame:
-    """Time and peak memory of the :func:`training_steps`.
+    """Time and peak memory of one LaSER step of the ``published`` loop and of ``ours``.
 
     Returns:
         One row per loop: ``name``, ``median`` and ``p95`` in seconds, ``peak_mib`` above the weights, and the
         ``time_ratio`` and ``memory_ratio`` of ours to it.
     """
-    steps = training_steps(model, batch, lengths)
+    steps = training_steps(both_loops(model), batch, lengths)
     times = measure(steps, repeats, warmup=1)
     table = summarize(times)
-    peaks = []
-    for name in table["name"]:
-        model.zero_grad(set_to_none=True)  # the gradients are part of what a step needs
-        peaks.append(peak_memory(steps[name])[0])
+    peaks = [_step_memory(model, steps[name]) for name in table["name"]]
     table = table.assign(peak_mib=peaks, time_ratio=[1 / ratio(times, name, "ours") for name in table["name"]])
     own = table.set_index("name").loc["ours"]
     return table.assign(memory_ratio=own["peak_mib"] / table["peak_mib"])
@@ -279,12 +320,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.latency", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="gemma-3-270m", help="what load takes")
     parser.add_argument("--corpus", help="folder with a corpus.jsonl to encode")
-    parser.add_argument("--parts", nargs="*", choices=("loops", "corpus", "training"), help="default: what is there")
+    parser.add_argument(
+        "--parts", nargs="*", choices=("loops", "corpus", "training", "methods"), help="default: what is there"
+    )
     parser.add_argument("--out", default="figures", help="folder of the figures; the tables go into its data")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
     options = parser.parse_args(arguments)
-    parts = options.parts or ["loops", *(["corpus"] if options.corpus else []), "training"]
+    parts = options.parts or ["loops", *(["corpus"] if options.corpus else []), "training", "methods"]
     if "corpus" in parts and not options.corpus:
         parser.error("the part corpus needs --corpus FOLDER")
     torch.set_num_threads(options.threads)
@@ -306,6 +349,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep(corpus(retriever, list(read_corpus(options.corpus).values())), "corpus")
     if "training" in parts:
         keep(training_step(load(options.model, device=device)), "training")
+    if "methods" in parts:
+        keep(method_steps(load(options.model, device=device), repeats=options.repeats), "methods")
     return 0
 
 
