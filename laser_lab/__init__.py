@@ -22,9 +22,10 @@ The method is described in docs/method.md.
 from importlib import import_module
 from typing import Any
 
+from laser_lab.data.prompts import query_prompt
 from laser_lab.encoder import LatentEncoder, LatentRetriever, think
 from laser_lab.evaluation import evaluate, rank
-from laser_lab.loading import load, query_prompt
+from laser_lab.loading import load
 from laser_lab.losses import LexicalAlignment, TrajectoryAlignment
 from laser_lab.methods import METHODS, LatentMethod, Method, ReasonMethod
 from laser_lab.probing.vocabulary import logit_lens, nearest_tokens

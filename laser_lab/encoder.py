@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from laser_lab.backbone import Backbone
 from laser_lab.base.inputs import Input, check_steps, check_texts, in_batches, is_single, label_of
+from laser_lab.data.prompts import join_queries, query_prompt
 from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
 from laser_lab.weights import CONFIG_FILE, load_backbone, resolve
 
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_THINKING_STEPS = 3
 DEFAULT_MAX_LENGTH = 512  # what the published checkpoints were trained with; they are evaluated at 8192
+EMPTY_THOUGHT = "<think>\n\n</think>\n\n"  # what the released training and evaluation write after the chat template
 
 
 class LatentEncoder(InputModule):
@@ -40,16 +43,20 @@ class LatentEncoder(InputModule):
         halting: Thoughts end themselves (docs/method.md, section 4): True for the tokenizer's eos as the token that
             ends them, or another token by name, as chat models have one.
         halting_threshold: In [0, 1). At inference a text stops thinking where no later state can weigh this much.
-        max_length: Longer texts are truncated, and the count is logged.
+        max_length: Longer texts lose their end, that of the template included, and the count is logged.
+        template: ``"chat"`` wraps queries and documents in the tokenizer's chat template, as the released training and
+            evaluation do; None gives them bare, as the model card does.
+        add_special_tokens: Whether the tokenizer adds its own, such as a bos; GIRCSE's adapters expect none.
 
     Raises:
-        ValueError: A setting is out of its range, the tokenizer has no such end token, or halting is asked with
-            another pooling than ``"all"``.
+        ValueError: A setting is out of its range, the tokenizer has no such end token or no chat template, or halting
+            is asked with another pooling than ``"all"``.
     """
 
     config_file_name = CONFIG_FILE
     config_keys = [
-        "thinking_steps", "document_steps", "pooling", "halting", "halting_threshold", "max_length", "base",
+        "thinking_steps", "document_steps", "pooling", "halting", "halting_threshold", "max_length", "template",
+        "add_special_tokens", "base",
     ]  # fmt: skip
     forward_kwargs = {"thinking_steps"}
     thoughts_class = Thoughts
@@ -65,12 +72,20 @@ class LatentEncoder(InputModule):
         halting: bool | str = False,
         halting_threshold: float = 1e-3,
         max_length: int = DEFAULT_MAX_LENGTH,
+        template: str | None = None,
+        add_special_tokens: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(max_length, int) or max_length < 1:
             raise ValueError(f"max_length must be a positive integer, got {max_length!r}")
+        if template not in (None, "chat"):
+            raise ValueError(f"template must be None or 'chat', got {template!r}")
+        if template and not getattr(backbone.tokenizer, "chat_template", None):
+            raise ValueError(f"template={template!r}: the tokenizer of {backbone.name or 'the model'} has none")
         self.backbone = backbone
         self.max_length = max_length
+        self.template = template
+        self.add_special_tokens = bool(add_special_tokens)
         self.set_thinking(thinking_steps, document_steps, pooling, halting, halting_threshold)
 
     def set_thinking(
@@ -140,19 +155,31 @@ class LatentEncoder(InputModule):
         """`inputs` as a list if this encoder reads all of them, else a TypeError that names the first that is not."""
         return check_texts(inputs)
 
+    def wrapped(self, texts: Sequence[str]) -> list[str]:
+        """Texts as the tokenizer gets them: with the chat template around them, if that is the setting."""
+        if self.template is None:
+            return list(texts)
+        render = partial(self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
+        return [render([{"role": "user", "content": text}]) + EMPTY_THOUGHT for text in texts]
+
+    def token_ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """The token ids of each text, at most `max_length` if that is given."""
+        limit = dict(truncation=max_length is not None, max_length=max_length)
+        return self.tokenizer(list(texts), add_special_tokens=self.add_special_tokens, **limit)["input_ids"]
+
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Texts to left-padded ``input_ids`` and ``attention_mask``, both (B, T).
 
         An empty text becomes one bos (or eos) token, so that it has a position to think at.
         """
-        check_texts(inputs)
-        texts = [(prompt or "") + text for text in inputs]
-        encoded = self.tokenizer(texts, truncation=True, max_length=self.max_length, return_overflowing_tokens=False)
-        ids = encoded["input_ids"]
+        prompt = "" if prompt is None else prompt
+        query_prompt(prompt)  # a string
+        texts = self.wrapped([prompt + text for text in check_texts(inputs)])
+        ids = self.token_ids(texts, self.max_length)
         longest = max(map(len, ids), default=0)
         if longest >= self.max_length:
-            with_all = self.tokenizer([t for t, i in zip(texts, ids) if len(i) >= self.max_length], truncation=False)
-            count = sum(len(i) > self.max_length for i in with_all["input_ids"])
+            with_all = self.token_ids([t for t, i in zip(texts, ids) if len(i) >= self.max_length])
+            count = sum(len(i) > self.max_length for i in with_all)
             if count:
                 logger.warning("%d of %d texts truncated to max_length=%d tokens", count, len(texts), self.max_length)
         start = self.tokenizer.bos_token_id
@@ -240,7 +267,7 @@ class LatentEncoder(InputModule):
     ) -> LatentEncoder:
         """Load what :meth:`save` wrote (also called by ``SentenceTransformer(folder, trust_remote_code=True)``), or
         any backbone :func:`laser_lab.weights.load_backbone` reads, with default settings; `settings` of the
-        class that are not None go over both."""
+        class go over both."""
         options = dict(model_kwargs or {})
         where = {key: kwargs[key] for key in ("device", "dtype", "adapter") if key in kwargs}
         backbone = load_backbone(
@@ -251,7 +278,7 @@ class LatentEncoder(InputModule):
             if source is not None and not os.path.isfile(source):
                 saved |= cls.load_config(resolve(source), revision=revision)
         saved.pop("base", None)
-        return cls(backbone, **(saved | {key: value for key, value in (settings or {}).items() if value is not None}))
+        return cls(backbone, **(saved | (settings or {})))
 
 
 class LatentRetriever(SentenceTransformer):
@@ -261,17 +288,23 @@ class LatentRetriever(SentenceTransformer):
     def encoder(self) -> LatentEncoder:
         return self[0]
 
-    def encode(self, inputs: Input | Sequence[Input], *args: Any, **kwargs: Any) -> Any:
+    def encode(
+        self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] | None = None, **kwargs: Any
+    ) -> Any:
         """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call (default: the model's own for queries or
-        documents).
+        documents), and ``prompts``: an instruction for each of the `inputs`, a list, instead of the model's where it is
+        not empty (:func:`laser_lab.data.prompts.join_query`).
 
         An empty list gives an empty (0, D) array. Texts longer than ``max_length`` are truncated and counted in the
         log. LaME on a vision-language backbone also reads PIL images and ``{"text": ..., "image": ...}``.
 
         Raises:
-            TypeError: An input is not a string, or not what the model reads.
-            ValueError: ``thinking_steps`` is not a positive integer.
+            TypeError: An input or prompt is not a string, or not what the model reads.
+            ValueError: ``thinking_steps`` is not a positive integer, or there is not one prompt per input.
         """
+        if prompts:
+            default = self._resolve_prompt(kwargs.get("prompt"), kwargs.pop("prompt_name", None)) or ""
+            inputs, kwargs["prompt"] = join_queries(inputs, prompts, default)
         kwargs["thinking_steps"] = self.encoder.steps_of(kwargs.get("thinking_steps"), kwargs.get("task"))
         if is_single(inputs):
             self.encoder.check_inputs([inputs])
@@ -288,6 +321,7 @@ def think(
     *,
     prompt_name: str | None = None,
     prompt: str | None = None,
+    prompts: Sequence[str] = (),
     batch_size: int = 32,
     threshold: float | None = None,
     show_progress_bar: bool = False,
@@ -298,6 +332,7 @@ def think(
     Args:
         thinking_steps: K; default: the model's own (for documents, where ``prompt_name`` is ``"document"``).
         prompt_name: ``"query"`` to think as ``encode_query`` does; default: the bare text, as ``encode``.
+        prompts: One per text, as of :meth:`LatentRetriever.encode`.
         threshold: With halting, the weight below which a text stops thinking; default: the model's own. 0: all K
             states are computed, to see what comes after the end.
         edit: An intervention: called with k, soft token t_k (b, D) and which of `texts` these b rows are; returns
@@ -313,12 +348,12 @@ def think(
     encoder: LatentEncoder = model[0]
     texts = encoder.check_inputs([texts] if is_single(texts) else texts)
     steps = encoder.steps_of(thinking_steps, prompt_name)
-    prompt = model._resolve_prompt(prompt, prompt_name)
+    asked, prompt = join_queries(texts, prompts, model._resolve_prompt(prompt, prompt_name) or "")
     found: dict[str, Tensor] = {}
     model.eval()
     with torch.inference_mode():
         for rows in in_batches(texts, batch_size, "Thinking" if show_progress_bar else None):
-            features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
+            features = encoder.preprocess([asked[i] for i in rows], prompt=prompt)
             features = {key: value.to(model.device) for key, value in features.items()}
             change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
             put_rows(found, rows, encoder.think(features, steps, threshold=threshold, edit=change), len(texts))

@@ -47,8 +47,7 @@ def evaluate(
     kwargs: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar)
     if thinking_steps is not None:
         kwargs["thinking_steps"] = thinking_steps
-    queries = model.encode_query(list(task.queries.values()), **kwargs)
-    documents = model.encode_document(list(task.corpus.values()), **kwargs)
+    queries, documents = _encode(model, task, **kwargs)
     return score(queries, documents, task, per_query=per_query)
 
 
@@ -89,8 +88,7 @@ def rank(
     kwargs: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar, convert_to_tensor=True)
     if thinking_steps is not None:
         kwargs["thinking_steps"] = thinking_steps
-    queries = model.encode_query(list(task.queries.values()), **kwargs)
-    documents = model.encode_document(list(task.corpus.values()), **kwargs)
+    queries, documents = _encode(model, task, **kwargs)
     doc_ids = list(task.corpus)
     rows = []
     for (query_id, query), hits in zip(task.queries.items(), semantic_search(queries, documents, top_k=top)):
@@ -118,6 +116,13 @@ def score_steps(
         frame = score(queries.embeddings_at(step).numpy(), index, task, per_query=True)
         frames.append(frame.assign(thinking_steps=step))
     return pd.concat(frames, ignore_index=True)
+
+
+def _encode(model: SentenceTransformer, task: RetrievalTask, **kwargs: Any) -> tuple[Any, Any]:
+    """Queries, each with its own prompt where the task gives it one, and documents; both in the order of `task`."""
+    own = {"prompts": task.query_prompts} if task.prompts else {}
+    queries = model.encode_query(list(task.queries.values()), **kwargs, **own)
+    return queries, model.encode_document(list(task.corpus.values()), **kwargs)
 
 
 def _run(

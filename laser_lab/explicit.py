@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from laser_lab.base.inputs import in_batches
+from laser_lab.data.prompts import join_queries
 from laser_lab.data.segments import downsample
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def explicit_features(
     rule: str = "released",
     max_length: int = EXPLICIT_MAX_LENGTH,
 ) -> dict[str, Tensor]:
-    """Model input of the explicit view: [q ; segment 1 ; ... ; segment M ; eos], left-padded.
+    """Model input of the explicit view: [q ; segment 1 ; ... ; segment M ; eos], left-padded. The encoder's template
+    stands around the query.
 
     Segments are joined by a blank line and tokenized one by one, so that their last tokens are known. A query or
     reasoning too long for `max_length` loses its end; the eos stays.
@@ -42,10 +44,10 @@ def explicit_features(
     """
     tokenizer = encoder.tokenizer
     rows, ends = [], []
-    starts = tokenizer([prompt + query for query in queries], truncation=True, max_length=encoder.max_length)
+    starts = encoder.token_ids(encoder.wrapped([prompt + query for query in queries]), encoder.max_length)
     parts = ["\n\n" + segment for reasoning in reasonings for segment in reasoning]
     following = iter(tokenizer(parts, add_special_tokens=False)["input_ids"] if parts else [])
-    for start, reasoning in zip(starts["input_ids"], reasonings, strict=True):
+    for start, reasoning in zip(starts, reasonings, strict=True):
         ids, last_tokens = list(start), []
         for tokens in islice(following, len(reasoning)):
             ids += tokens
@@ -66,10 +68,14 @@ def explicit_thoughts(
     *,
     steps: int = 1,
     rule: str = "released",
+    prompts: Sequence[str] = (),
     batch_size: int = 32,
     show_progress_bar: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The explicit view of some queries, without gradients: the upper bound that sees the reasoning.
+
+    Args:
+        prompts: One per query, as of :meth:`laser_lab.encoder.LatentRetriever.encode`.
 
     Returns:
         (B, D) float32 unit-length teacher embeddings, and the (B, K, D) float32 segment states.
@@ -77,7 +83,7 @@ def explicit_thoughts(
     encoder: LatentEncoder = model[0]
     size = encoder.get_embedding_dimension()
     embeddings, states = torch.zeros(len(queries), size), torch.zeros(len(queries), steps, size)
-    prompt = model.prompts.get("query") or ""
+    queries, prompt = join_queries(queries, prompts, model.prompts.get("query") or "")
     model.eval()
     with torch.inference_mode():
         for rows in in_batches(queries, batch_size, "Explicit view" if show_progress_bar else None):

@@ -191,7 +191,10 @@ class ReasonEncoder(LatentEncoder):
         decoder: Whether there is a decoder head.
     """
 
-    config_keys = ["thinking_steps", "document_steps", "max_length", "base", "reason_tokens", "decoder"]
+    config_keys = [
+        "thinking_steps", "document_steps", "max_length", "template", "add_special_tokens", "base", "reason_tokens",
+        "decoder",
+    ]  # fmt: skip
     thoughts_class = ReasonThoughts
 
     def __init__(
@@ -205,6 +208,8 @@ class ReasonEncoder(LatentEncoder):
     ) -> None:
         if settings.pop("halting", False) or settings.pop("pooling", "generated") != "generated":
             raise ValueError("a model with reason tokens thinks in one pass: pooling and halting cannot be set")
+        if settings.get("template") and isinstance(backbone, VisionBackbone):
+            raise ValueError("images go through their processor's own template: none can be set")
         super().__init__(backbone, thinking_steps=thinking_steps, pooling="generated", **settings)
         count = thinking_steps if reason_tokens is None else reason_tokens
         self.reasoner = ReasonTokens(backbone, check_steps(count), decoder)

@@ -9,17 +9,12 @@ import torch
 from sentence_transformers.base.modules import InputModule
 
 from laser_lab.base.inputs import check_steps
+from laser_lab.data.prompts import join_query, query_prompt
 from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.lame import ReasonEncoder
 from laser_lab.weights import CONFIG_FILE, resolve
 
-WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
-
-
-def query_prompt(task: str = WEB_SEARCH) -> str:
-    """The query prompt of the published checkpoints for a task described in one sentence. Documents have none."""
-    return f"Instruct: {task}\nQuery: "
-
+PROMPTS = {"query": query_prompt(), "document": ""}  # of the published checkpoints
 
 def load(
     name: str | os.PathLike[str] = "gemma-3-270m",
@@ -33,6 +28,9 @@ def load(
     dtype: torch.dtype | str | None = None,
     max_length: int | None = None,
     prompts: dict[str, str] | None = None,
+    query_prompt: str | None = None,
+    template: str | None = "saved",
+    add_special_tokens: bool | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
     **model_kwargs: Any,
@@ -49,22 +47,34 @@ def load(
         dtype: Default: float32 on the CPU, the checkpoint's own elsewhere.
         max_length: Tokens of the longest text, prompt included. Default: what the folder says, else 512.
         prompts: Default: what the folder says, else the published checkpoints' (an instruction for queries).
+        query_prompt: The prompt of queries alone, a task sentence or a whole prefix (:func:`laser_lab.query_prompt`).
+        template: ``"chat"`` as in the released training and evaluation, None as on the model card. Default: what the
+            folder says, else None.
+        add_special_tokens: Of :class:`laser_lab.encoder.LatentEncoder`. Default: what the folder says, else True.
         trust_remote_code: For model code on the hub; off unless asked for.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as :func:`laser_lab.weights.load_backbone`.
+        TypeError: A prompt is not a string.
+        ValueError: There is no such template, or the tokenizer has none.
     """
     if thinking_steps is not None:
         check_steps(thinking_steps)
+    given = {} if query_prompt is None else {"query": join_query(query_prompt, "")}
+    for prompt in (prompts or {}).values():
+        join_query(prompt, "")  # a string
+    settings = dict(
+        thinking_steps=thinking_steps,
+        document_steps=document_steps,
+        pooling=pooling,
+        halting=halting,
+        max_length=max_length,
+        add_special_tokens=add_special_tokens,
+    )
+    settings = {key: value for key, value in settings.items() if value is not None}
     encoder = _encoder_class(adapter or name).load(
         os.fspath(name),
-        settings=dict(
-            thinking_steps=thinking_steps,
-            document_steps=document_steps,
-            pooling=pooling,
-            halting=halting,
-            max_length=max_length,
-        ),
+        settings=settings if template == "saved" else settings | {"template": template},
         adapter=None if adapter is None else os.fspath(adapter),
         device=device,
         dtype=dtype,
@@ -74,9 +84,9 @@ def load(
     )
     if prompts is None:
         saved = InputModule.load_config(resolve(adapter or name), config_filename="config_sentence_transformers.json")
-        prompts = saved.get("prompts") or {"query": query_prompt(), "document": ""}
+        prompts = saved.get("prompts") or PROMPTS
     device = encoder.backbone.embedding_table.device
-    return LatentRetriever(modules=[encoder], device=str(device), prompts=prompts, similarity_fn_name="cosine")
+    return LatentRetriever(modules=[encoder], device=str(device), prompts=prompts | given, similarity_fn_name="cosine")
 
 
 def _encoder_class(source: str | os.PathLike[str]) -> type[LatentEncoder]:

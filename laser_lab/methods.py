@@ -23,8 +23,8 @@ class Method:
     """What every row has: K, and InfoNCE on the thinking view.
 
     Raises:
-        ValueError: A weight is negative or not finite, all are zero, a temperature is not positive, or a share is not
-            from 0 to below 1.
+        ValueError: A weight is negative or not finite, all are zero, a temperature is not positive, a share or dropout
+            is not from 0 to below 1, or there is no such sampling.
     """
 
     thinking_steps: int = 3
@@ -35,6 +35,11 @@ class Method:
     """Weight of InfoNCE on the latent view (LaSER, eq. 3)."""
     temperature: float = 0.02
     """Of InfoNCE."""
+    sampling: str = "pairs"
+    """``"pairs"``: a row per query and positive, negatives drawn. ``"first"``, as released: a row per query, its first
+    positive and first n negatives (:func:`laser_lab.training.batches.training_pairs`)."""
+    lora_dropout: float = 0.0
+    """Of the adapter that training adds; 0.1 in the released code."""
 
     def __post_init__(self) -> None:
         check_steps(self.thinking_steps)
@@ -43,6 +48,10 @@ class Method:
         weights = {name: getattr(self, name) for name in self._of_kind("weight")}
         if not all(0 <= value < float("inf") for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"weights must not be negative, and one must be positive: {weights}")
+        if self.sampling not in ("pairs", "first"):
+            raise ValueError(f"sampling must be 'pairs' or 'first', got {self.sampling!r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must be from 0 to below 1, got {self.lora_dropout!r}")
         for name in (f.name for f in fields(self) if f.name.endswith("temperature")):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"temperatures must be positive, got {name}={getattr(self, name)}")
@@ -84,7 +93,7 @@ class LatentMethod(Method):
             + stepwise·mean_k CL_k + monotonicity·penalty
 
     Raises:
-        ValueError: As :class:`Method`, or halting is asked with another pooling than ``"all"``.
+        ValueError: As :class:`Method`, no such format, or halting is asked with another pooling than ``"all"``.
     """
 
     pooling: str = "all"
@@ -102,6 +111,11 @@ class LatentMethod(Method):
     """0.05 in the released code, 0.02 in the paper."""
     downsampling: str = "released"
     """Which segment a step is aligned with (:func:`laser_lab.data.segments.downsample`)."""
+    explicit_format: str = "segments"
+    """How the explicit view is joined and cut: ``"segments"`` (:func:`laser_lab.explicit.explicit_features`), or as
+    ``"released"`` (:func:`laser_lab.training.released.released_features`)."""
+    mask_positives: bool = True
+    """A query's other positives in the batch are no negatives; in the released code they are."""
     lexical: float = _weight()
     """Weight of the lexical alignment (ours): each soft token says the words of its share of the reasoning."""
     lexical_novelty: bool = True
@@ -134,6 +148,8 @@ class LatentMethod(Method):
             raise ValueError(f"halting weighs all states: it cannot be used with pooling={self.pooling!r}")
         if self.downsampling not in ("released", "paper"):
             raise ValueError(f"downsampling must be 'released' or 'paper', got {self.downsampling!r}")
+        if self.explicit_format not in ("segments", "released"):
+            raise ValueError(f"explicit_format must be 'segments' or 'released', got {self.explicit_format!r}")
         if self.distil_start + self.distil_warmup > 1:
             raise ValueError("distil_start and distil_warmup are shares of one training: together at most 1")
 
@@ -176,6 +192,15 @@ class ReasonMethod(Method):
 
 
 _LASER = LatentMethod(explicit=1.0, output=10.0, trajectory=0.1, distil_start=0.25, distil_warmup=0.25)
+_RELEASED = dict(
+    distil_start=0.0,
+    distil_warmup=0.0,
+    distil_documents=True,
+    sampling="first",
+    lora_dropout=0.1,
+    explicit_format="released",
+    mask_positives=False,
+)
 # with λ2 = 10 some trainings with halting fail (figures/data/recipes_search.csv)
 _LASER_HALTING = _LASER.replace(halting=True, output=1.0, trajectory=1.0)
 # documents end at once where they may think (`latent-halting`), so here they get one pass, which reads no head
@@ -188,6 +213,9 @@ METHODS: dict[str, Method] = {
     "latent": LatentMethod(),
     "gircse": LatentMethod(pooling="generated", contrastive=0.0, stepwise=1.0, monotonicity=1.0),
     "laser": _LASER,
+    # LaSER as its released code trains it; the row above is ours: a schedule, documents that the distillation does not
+    # move, every positive, a masked batch, segments that are known by their ends
+    "laser-released": _LASER.replace(**_RELEASED),
     # the retriever of rewrite-then-retrieve: trained on [query ; reasoning ; eos], in one pass
     "rewrite": LatentMethod(thinking_steps=1, contrastive=0.0, explicit=1.0),
     "lame": _LAME,

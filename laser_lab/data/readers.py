@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.files import missing_extra
+from laser_lab.data.prompts import query_prompt
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,6 +35,12 @@ COLUMNS = {
 }
 """The schema: column to Python type; lists hold strings. ``positive_ids`` tell false negatives in a batch."""
 
+OPTIONAL = {
+    "prompt": str,  # the query's own instruction, instead of the model's; empty: it has none
+    "reasoning_text": str,  # the reasoning as it was before it was cut; empty: it came in segments
+}
+"""Columns that a dataset has where one of its rows does."""
+
 
 @dataclass(frozen=True)
 class RetrievalTask:
@@ -48,13 +55,22 @@ class RetrievalTask:
     """query id to {document id: grade}, grade > 0 is relevant"""
     reasoning: dict[str, list[str]] = field(default_factory=dict)
     """query id to reasoning segments: for the explicit view and upper bounds only"""
+    prompts: dict[str, str] = field(default_factory=dict)
+    """query id to its own instruction, instead of the model's (:func:`laser_lab.data.prompts.join_query`)"""
 
     def __post_init__(self) -> None:
-        unknown = [q for q in self.qrels if q not in self.queries] + [
+        unknown = [q for q in (*self.qrels, *self.prompts) if q not in self.queries] + [
             d for docs in self.qrels.values() for d in docs if d not in self.corpus
         ]
         if unknown:
-            raise ValueError(f"{self.name}: qrels name {len(unknown)} unknown ids, e.g. {unknown[0]!r}")
+            raise ValueError(f"{self.name}: qrels or prompts name {len(unknown)} unknown ids, e.g. {unknown[0]!r}")
+        for prompt in self.prompts.values():
+            query_prompt(prompt)
+
+    @property
+    def query_prompts(self) -> list[str]:
+        """The prompts in the order of the queries, ``""`` for a query that has none; empty if no query has one."""
+        return [self.prompts.get(query, "") for query in self.queries] if self.prompts else []
 
 
 class BadRows(ValueError):
@@ -73,7 +89,8 @@ def mini(split: str = "dev") -> RetrievalTask:
 
 
 def read_task(folder: str | os.PathLike[str], split: str = "dev", *, skip_bad: bool = False) -> RetrievalTask:
-    """A local folder in the EntailmentBank layout (``corpus.jsonl`` and ``SPLIT.jsonl``) as a retrieval task."""
+    """A local folder in the EntailmentBank layout (``corpus.jsonl`` and ``SPLIT.jsonl``) as a retrieval task; a row may
+    have a ``prompt``."""
     corpus = read_corpus(folder)
     data = read_dataset(folder, split, skip_bad=skip_bad)
     # Public training data repeats ids (EntailmentBank does); a query to be scored must be one query.
@@ -85,6 +102,7 @@ def read_task(folder: str | os.PathLike[str], split: str = "dev", *, skip_bad: b
         corpus=corpus,
         qrels={row["id"]: dict.fromkeys(row["positive_ids"], 1) for row in data},
         reasoning=dict(zip(data["id"], data["reasoning"])),
+        prompts={row["id"]: row["prompt"] for row in data if row.get("prompt")},
     )
 
 
@@ -112,17 +130,26 @@ def read_corpus(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_dataset(
-    source: str | os.PathLike[str], split: str = "train", *, skip_bad: bool = False, segment_by: str = "blank line"
+    source: str | os.PathLike[str],
+    split: str = "train",
+    *,
+    skip_bad: bool = False,
+    strict: bool = False,
+    segment_by: str = "blank line",
 ) -> Dataset:
-    """Training data from any supported source into the one schema (:data:`COLUMNS`).
+    """Training data from any supported source into the one schema (:data:`COLUMNS` and, where a row has them,
+    :data:`OPTIONAL`).
 
     Args:
         source: A folder in the EntailmentBank layout, a ``.jsonl`` file (rows in the schema, in that layout with
             texts, or in the released layout), a folder that ``Dataset.save_to_disk`` wrote, or a hub id. The layout
             of the released LaSER training data has ``query``, ``reasoning_query``, ``prompt``,
-            ``positive_passages`` and ``negative_passages`` (texts, or dicts with ``docid`` and ``text``).
+            ``positive_passages`` and ``negative_passages`` (texts, or dicts with ``docid`` and ``text``); its
+            ``prompt`` is a task sentence or a whole prefix (:func:`laser_lab.data.prompts.join_query`).
         split: Split to read where the source has several.
         skip_bad: Leave bad rows out and log how many, instead of raising.
+        strict: A text that is positive and negative of one query makes a bad row. Otherwise it is dropped from the
+            negatives, and the log names it.
         segment_by: How a reasoning text is cut into segments (:data:`laser_lab.explicit.SEGMENTERS`).
 
     Raises:
@@ -155,30 +182,40 @@ def read_dataset(
     else:
         rows = ((f"{source}:{i + 1}", row) for i, row in enumerate(load_dataset(str(source), split=split)))
 
-    good, problems = [], []
+    good, problems, dropped = [], [], []
     for where, row in rows:
         result = row if isinstance(row, str) else _normalise(row, corpus, where, segment_by)
+        both = [] if isinstance(result, str) else _drop_positives(result)
+        if both and strict:
+            result = f"{both[0]!r} is both positive and negative"
         if isinstance(result, str):
             problems.append(f"{where}: {result}")
         else:
             good.append(result)
+            dropped += [f"{doc!r} of query {result['id']!r} ({where})" for doc in both]
     if problems and not skip_bad:
         raise BadRows(problems)
     if problems:
         logger.warning(
             "%s: %d of %d rows skipped, e.g. %s", source, len(problems), len(problems) + len(good), problems[0]
         )
+    if dropped:
+        more = f" and {len(dropped) - 20} more" if len(dropped) > 20 else ""
+        logger.warning(
+            "%s: dropped from the negatives, as they are positive too: %s%s", source, ", ".join(dropped[:20]), more
+        )
     if not good:
         raise BadRows(problems or [f"{source}: no rows"])
-    return Dataset.from_list(good, features=features())
+    used = [*COLUMNS, *(name for name in OPTIONAL if any(row[name] for row in good))]
+    return Dataset.from_list([{name: row[name] for name in used} for row in good], features=features(*used))
 
 
-def features() -> Any:
-    """:data:`COLUMNS` as ``datasets.Features``."""
+def features(*names: str) -> Any:
+    """Columns of :data:`COLUMNS` and :data:`OPTIONAL` as ``datasets.Features``; by default those of the first."""
     from datasets import Features, List, Value
 
-    text = Value("string")
-    return Features({name: text if kind is str else List(text) for name, kind in COLUMNS.items()})
+    text, kinds = Value("string"), COLUMNS | OPTIONAL
+    return Features({name: text if kinds[name] is str else List(text) for name in names or COLUMNS})
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
@@ -221,12 +258,11 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
         if reason := _missing(row, {"query": str}):
             return reason
         row.setdefault("id", row.get("query_id") or where)
-        prompt = row.get("prompt") or ""
         reasoning = row.get("reasoning_query") or row.get("reasoning") or ""
         if isinstance(reasoning, str):  # the field may repeat the query before the reasoning
+            row["reasoning_text"] = reasoning
             reasoning = re.sub(rf"^\s*{re.escape(row['query'])}\s*", "", reasoning)
         row["reasoning"] = reasoning
-        row["query"] = prompt + row["query"]
         for side in ("positive", "negative"):
             passages = row.get(f"{side}_passages") or []
             if not isinstance(passages, list):
@@ -239,7 +275,12 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
             row[f"{side}_ids"] = [str(i) if i is not None else t for i, t in zip(ids, texts)]
     row["id"] = str(row.get("id") or where)
     if isinstance(row.get("reasoning"), str) or row.get("reasoning") is None:
-        row["reasoning"] = segments(row.get("reasoning") or "", by=segment_by)
+        row["reasoning_text"] = row.get("reasoning_text") or row.get("reasoning") or ""
+        row["reasoning"] = segments(row["reasoning"] or "", by=segment_by)
+    for name in OPTIONAL:
+        row[name] = "" if row.get(name) is None else row[name]
+        if not isinstance(row[name], str):
+            return f"{name} is a {type(row[name]).__name__}, expected str"
     for side in ("positive", "negative"):
         ids, texts = row.get(f"{side}_ids"), row.get(f"{side}s")
         if texts is None and isinstance(ids, list):
@@ -258,9 +299,16 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
     for side in ("positive", "negative"):
         if len(row[f"{side}s"]) != len(row[f"{side}_ids"]):
             return f"{len(row[f'{side}s'])} {side}s but {len(row[f'{side}_ids'])} {side}_ids"
-    if both := set(row["positive_ids"]) & set(row["negative_ids"]):
-        return f"{sorted(both)[0]!r} is both positive and negative"
-    return {name: row[name] for name in COLUMNS}
+    return {name: row[name] for name in COLUMNS | OPTIONAL}
+
+
+def _drop_positives(row: dict[str, Any]) -> list[str]:
+    """Take from the row's negatives what is positive too, by id or by text; the ids of what was taken."""
+    kept, dropped = [], []
+    for doc, text in zip(row["negative_ids"], row["negatives"]):
+        (dropped if doc in row["positive_ids"] or text in row["positives"] else kept).append((doc, text))
+    row["negative_ids"], row["negatives"] = [doc for doc, _ in kept], [text for _, text in kept]
+    return [doc for doc, _ in dropped]
 
 
 def _passage_text(passage: Any) -> str | None:

@@ -10,21 +10,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from laser_lab.data.readers import COLUMNS
+from laser_lab.data.prompts import join_queries
+from laser_lab.data.readers import COLUMNS, OPTIONAL
 from laser_lab.encoder import LatentRetriever
 from laser_lab.explicit import EXPLICIT_MAX_LENGTH, explicit_features
 from laser_lab.methods import LatentMethod, Method
 from laser_lab.training.lexical import LexicalTargets
+from laser_lab.training.released import released_features
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def training_pairs(dataset: Dataset, hard_negatives: int = 1, seed: int = 0) -> Dataset:
+def training_pairs(dataset: Dataset, hard_negatives: int = 1, seed: int = 0, sampling: str = "pairs") -> Dataset:
     """One row per (query, positive), with `hard_negatives` of the query's negatives drawn by `seed`.
 
     Every row has the same number of negatives: where a query has too few, other rows' positives stand in (as random
     negatives), so that batches are rectangular and equal on every device.
+
+    Args:
+        sampling: ``"first"``, as the released code: one row per query, with its first positive and first negatives,
+            and where these are too few, some of them again. (Of several positives the released code takes number
+            row + seed + epoch, modulo their count; queries with one positive, as in its data, are the same.)
 
     Raises:
         ValueError: Columns are missing, or there is nothing to train on.
@@ -40,24 +47,24 @@ def training_pairs(dataset: Dataset, hard_negatives: int = 1, seed: int = 0) -> 
     rng = random.Random(seed)
     every = [(i, text) for row in dataset for i, text in zip(row["positive_ids"], row["positives"])]
     rows = []
+    kept = ["id", "query", "reasoning", "positive_ids", *(name for name in OPTIONAL if name in dataset.column_names)]
     for row in dataset:
-        for doc_id, text in zip(row["positive_ids"], row["positives"]):
-            candidates = list(zip(row["negative_ids"], row["negatives"]))
-            drawn = rng.sample(candidates, min(hard_negatives, len(candidates)))
+        own = list(zip(row["negative_ids"], row["negatives"]))
+        positives = list(zip(row["positive_ids"], row["positives"]))
+        for doc_id, text in positives[:1] if sampling == "first" else positives:
+            if sampling == "first":
+                drawn, spare = own[:hard_negatives], own or every
+            else:
+                drawn, spare = rng.sample(own, min(hard_negatives, len(own))), every
             while len(drawn) < hard_negatives:
-                drawn.append(rng.choice(every))
-            rows.append(
-                {
-                    "id": row["id"],
-                    "query": row["query"],
-                    "reasoning": row["reasoning"],
-                    "documents": [text, *(t for _, t in drawn)],
-                    "document_ids": [doc_id, *(i for i, _ in drawn)],
-                    "positive_ids": row["positive_ids"],
-                }
-            )
+                drawn.append(rng.choice(spare))
+            documents = {
+                "documents": [text, *(t for _, t in drawn)],
+                "document_ids": [doc_id, *(i for i, _ in drawn)],
+            }
+            rows.append({name: row[name] for name in kept} | documents)
     kinds = dataset.features  # texts, or images, which only their own type can hold
-    schema = {name: kinds[name] for name in ("id", "query", "reasoning", "positive_ids")}
+    schema = {name: kinds[name] for name in kept}
     schema |= {"documents": kinds["positives"], "document_ids": kinds["positive_ids"]}
     return Dataset.from_list(rows, features=Features(schema))
 
@@ -99,8 +106,11 @@ class Collator:
         documents = [pair for column in ordered for pair in column]
         different = dict(documents)
         position = {doc_id: row for row, doc_id in enumerate(different)}
+        queries = [row["query"] for row in rows]
+        own = [row.get("prompt") or "" for row in rows]
+        asked, prompt = join_queries(queries, own, self.query_prompt)
         parts = {
-            "query": self.encoder.preprocess([row["query"] for row in rows], prompt=self.query_prompt),
+            "query": self.encoder.preprocess(asked, prompt=prompt),
             "document": self.encoder.preprocess(list(different.values()), prompt=self.document_prompt),
         }
         keys = [[_key(i) for i in row["positive_ids"]] for row in rows]
@@ -108,18 +118,21 @@ class Collator:
         parts["query"]["positive_keys"] = torch.tensor([row + row[:1] * (width - len(row)) for row in keys])
         parts["document"]["keys"] = torch.tensor([_key(i) for i, _ in documents])
         parts["document"]["rows"] = torch.tensor([position[i] for i, _ in documents])
-        texts = [row["query"] for row in rows], [row["reasoning"] for row in rows]
+        reasoning = [row["reasoning"] for row in rows]
         if self.lexical_targets is not None:
-            parts["query"] |= self.lexical_targets(*texts)
+            parts["query"] |= self.lexical_targets(queries, reasoning)
         if self.method.needs_explicit:
-            parts["explicit"] = explicit_features(
-                self.encoder,
-                *texts,
-                prompt=self.query_prompt,
+            how = dict(
+                prompt=prompt,
                 steps=self.method.thinking_steps,
                 rule=self.method.downsampling,
                 max_length=self.explicit_max_length,
             )
+            if self.method.explicit_format == "released":
+                written = [row.get("reasoning_text") or " " + "\n\n".join(row["reasoning"]) for row in rows]
+                parts["explicit"] = released_features(self.encoder, asked, written, fallbacks=queries, **how)
+            else:
+                parts["explicit"] = explicit_features(self.encoder, asked, reasoning, **how)
         batch: dict[str, Any] = {
             f"{part}_{key}": value for part, keyed in parts.items() for key, value in keyed.items()
         }

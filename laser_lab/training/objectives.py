@@ -91,6 +91,7 @@ class DualViewLoss(nn.Module):
         latent, encoded = self.think(queries, documents)
         vectors = gather(encoded["sentence_embedding"])
         positives, ignored = positives_of(queries, documents)
+        ignored &= method.mask_positives
         terms: dict[str, Tensor] = {}
         if latent is not None and method.contrastive:
             loss = self.contrastive(latent["sentence_embedding"], vectors, positives, ignored)

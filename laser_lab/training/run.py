@@ -24,7 +24,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 from laser_lab.base.files import atomic_folder
-from laser_lab.data.readers import COLUMNS, RetrievalTask
+from laser_lab.data.readers import COLUMNS, OPTIONAL, RetrievalTask
 from laser_lab.encoder import LatentRetriever
 from laser_lab.explicit import EXPLICIT_MAX_LENGTH
 from laser_lab.lame import ReasonEncoder, use_reason_tokens
@@ -67,8 +67,8 @@ def train(
         method: A row of :data:`laser_lab.METHODS` by name, or a :class:`laser_lab.methods.Method`.
         dev: Held-out task. With it, quality is measured at every evaluation and the best checkpoint by nDCG@10 is
             what is returned; without it, the last one is.
-        lora: Settings of ``peft.LoraConfig`` over the paper's (r=64, alpha=32, all linear layers); True for the
-            paper's; False for full fine-tuning. A model that has an adapter keeps it.
+        lora: Settings of ``peft.LoraConfig`` over the paper's (r=64, alpha=32, all linear layers) and the method's
+            dropout; True for these; False for full fine-tuning. A model that has an adapter keeps it.
         hard_negatives: n, per query.
         resume: Continue from the last whole checkpoint in `output_dir`, to the result an unbroken run would have had.
         thinking_steps: K, over the method's own.
@@ -86,7 +86,7 @@ def train(
     """
     method = method_of(method, **({} if thinking_steps is None else {"thinking_steps": thinking_steps}))
     output_dir = Path(output_dir)
-    pairs = training_pairs(dataset, hard_negatives, seed)
+    pairs = training_pairs(dataset, hard_negatives, seed, method.sampling)
     if method.needs_reasoning and not any(pairs["reasoning"]):
         raise ValueError("this method learns from written reasoning, but the data has none")
     if not resume and output_dir.exists() and any(output_dir.iterdir()):
@@ -99,7 +99,7 @@ def train(
         model = load(model)
     set_method(model, method)
     if lora is not False and not hasattr(model.encoder.backbone.model, "peft_config"):
-        add_lora(model, {} if lora is True else dict(lora))
+        add_lora(model, {"lora_dropout": method.lora_dropout} | ({} if lora is True else dict(lora)))
     settings = training_settings(arguments, has_dev=dev is not None)
     args = SentenceTransformerTrainingArguments(
         output_dir=str(output_dir), seed=seed, data_seed=seed, remove_unused_columns=False, **settings
@@ -215,7 +215,7 @@ def fingerprint(dataset: Dataset) -> str:
     """A hash of the dataset's rows, the same wherever they were read from."""
     digest = hashlib.sha256()
     for row in dataset:
-        kept = {name: row[name] for name in COLUMNS}
+        kept = {name: row[name] for name in COLUMNS} | {name: row[name] for name in OPTIONAL if row.get(name)}
         digest.update(json.dumps(kept, sort_keys=True, default=lambda image: image.tobytes().hex()).encode())
     return digest.hexdigest()[:16]
 
@@ -224,7 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """``accelerate launch -m laser_lab.training CONFIG.yaml``: the arguments of :func:`train`, from a file.
 
     ``model`` and ``dataset`` are what :func:`laser_lab.load` and :func:`laser_lab.data.readers.read_dataset` take
-    (``hopworld`` too); ``dev`` is a folder or True for the ``dev`` split of `dataset`.
+    (``hopworld`` too); ``model`` may also be a mapping of :func:`laser_lab.load`'s arguments (``name``, ``template``,
+    ...). ``dev`` is a folder or True for the ``dev`` split of `dataset`.
     """
     import yaml
 
@@ -248,7 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         data = read_dataset(source)
         task = read_task(source if dev is True else dev) if dev else None
-    trained = train(config.pop("model"), data, dev=task, **config)
+    model = config.pop("model")
+    trained = train(load(**model) if isinstance(model, dict) else model, data, dev=task, **config)
     print(json.dumps({"output": str(Path(config["output_dir"]) / "final"), "log": trained.history[-1]}))
     return 0
 

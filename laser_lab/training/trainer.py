@@ -45,8 +45,11 @@ class StepEvaluator(BaseEvaluator):
 
     def __call__(self, model: LatentRetriever, output_path: str | None = None, epoch: int = -1, steps: int = -1):
         queries, documents = (
-            think(model, list(texts.values()), prompt_name=side, batch_size=self.batch_size)
-            for texts, side in ((self.task.queries, "query"), (self.task.corpus, "document"))
+            think(model, list(texts.values()), prompt_name=side, prompts=prompts, batch_size=self.batch_size)
+            for texts, side, prompts in (
+                (self.task.queries, "query", self.task.query_prompts),
+                (self.task.corpus, "document", ()),
+            )
         )
         means = score_steps(queries, documents, self.task).groupby("thinking_steps")["ndcg@10"].mean()
         metrics = {f"ndcg@10_step{step}": float(value) for step, value in means.items()}
