@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ from torch import Tensor
 
 from laser_lab.backbone import Backbone
 from laser_lab.base.inputs import Input, check_steps, check_texts, in_batches, is_single, label_of
-from laser_lab.data.prompts import join_queries, query_prompt
+from laser_lab.data.prompts import join_queries, prefixed
+from laser_lab.data.templates import check_template, wrapped
 from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
 from laser_lab.weights import CONFIG_FILE, load_backbone, resolve
 
@@ -28,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_THINKING_STEPS = 3
 DEFAULT_MAX_LENGTH = 512  # what the published checkpoints were trained with; they are evaluated at 8192
-EMPTY_THOUGHT = "<think>\n\n</think>\n\n"  # what the released training and evaluation write after the chat template
 
 
 class LatentEncoder(InputModule):
@@ -78,14 +77,10 @@ class LatentEncoder(InputModule):
         super().__init__()
         if not isinstance(max_length, int) or max_length < 1:
             raise ValueError(f"max_length must be a positive integer, got {max_length!r}")
-        if template not in (None, "chat"):
-            raise ValueError(f"template must be None or 'chat', got {template!r}")
-        if template and not getattr(backbone.tokenizer, "chat_template", None):
-            raise ValueError(f"template={template!r}: the tokenizer of {backbone.name or 'the model'} has none")
         self.backbone = backbone
         self.max_length = max_length
-        self.template = template
-        self.add_special_tokens = bool(add_special_tokens)
+        self.template = check_template(template, backbone.tokenizer)
+        self.add_special_tokens = add_special_tokens
         self.set_thinking(thinking_steps, document_steps, pooling, halting, halting_threshold)
 
     def set_thinking(
@@ -156,14 +151,11 @@ class LatentEncoder(InputModule):
         return check_texts(inputs)
 
     def wrapped(self, texts: Sequence[str]) -> list[str]:
-        """Texts as the tokenizer gets them: with the chat template around them, if that is the setting."""
-        if self.template is None:
-            return list(texts)
-        render = partial(self.tokenizer.apply_chat_template, tokenize=False, add_generation_prompt=True)
-        return [render([{"role": "user", "content": text}]) + EMPTY_THOUGHT for text in texts]
+        """Texts in the template, if there is one."""
+        return wrapped(texts, self.template, self.tokenizer)
 
     def token_ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """The token ids of each text, at most `max_length` if that is given."""
+        """The token ids of each text, of the first `max_length` if that is given."""
         limit = dict(truncation=max_length is not None, max_length=max_length)
         return self.tokenizer(list(texts), add_special_tokens=self.add_special_tokens, **limit)["input_ids"]
 
@@ -172,16 +164,11 @@ class LatentEncoder(InputModule):
 
         An empty text becomes one bos (or eos) token, so that it has a position to think at.
         """
-        prompt = "" if prompt is None else prompt
-        query_prompt(prompt)  # a string
-        texts = self.wrapped([prompt + text for text in check_texts(inputs)])
+        texts = self.wrapped(prefixed(prompt, inputs))
         ids = self.token_ids(texts, self.max_length)
-        longest = max(map(len, ids), default=0)
-        if longest >= self.max_length:
-            with_all = self.token_ids([t for t, i in zip(texts, ids) if len(i) >= self.max_length])
-            count = sum(len(i) > self.max_length for i in with_all)
-            if count:
-                logger.warning("%d of %d texts truncated to max_length=%d tokens", count, len(texts), self.max_length)
+        long = [text for text, row in zip(texts, ids) if len(row) >= self.max_length]
+        if count := sum(len(row) > self.max_length for row in (self.token_ids(long) if long else ())):
+            logger.warning("%d of %d texts truncated to max_length=%d tokens", count, len(texts), self.max_length)
         start = self.tokenizer.bos_token_id
         blank = [self.tokenizer.eos_token_id if start is None else start]
         batch = self.tokenizer.pad({"input_ids": [i or blank for i in ids]}, padding=True, return_tensors="pt")
@@ -288,12 +275,10 @@ class LatentRetriever(SentenceTransformer):
     def encoder(self) -> LatentEncoder:
         return self[0]
 
-    def encode(
-        self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] | None = None, **kwargs: Any
-    ) -> Any:
+    def encode(self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] = (), **kwargs: Any) -> Any:
         """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call (default: the model's own for queries or
-        documents), and ``prompts``: an instruction for each of the `inputs`, a list, instead of the model's where it is
-        not empty (:func:`laser_lab.data.prompts.join_query`).
+        documents) and ``prompts``, one per input: where not empty, it replaces the model's
+        (:func:`laser_lab.data.prompts.join_query`).
 
         An empty list gives an empty (0, D) array. Texts longer than ``max_length`` are truncated and counted in the
         log. LaME on a vision-language backbone also reads PIL images and ``{"text": ..., "image": ...}``.

@@ -16,6 +16,7 @@ from laser_lab.weights import CONFIG_FILE, resolve
 
 PROMPTS = {"query": query_prompt(), "document": ""}  # of the published checkpoints
 
+
 def load(
     name: str | os.PathLike[str] = "gemma-3-270m",
     *,

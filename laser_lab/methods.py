@@ -192,15 +192,8 @@ class ReasonMethod(Method):
 
 
 _LASER = LatentMethod(explicit=1.0, output=10.0, trajectory=0.1, distil_start=0.25, distil_warmup=0.25)
-_RELEASED = dict(
-    distil_start=0.0,
-    distil_warmup=0.0,
-    distil_documents=True,
-    sampling="first",
-    lora_dropout=0.1,
-    explicit_format="released",
-    mask_positives=False,
-)
+_RELEASED = dict(distil_start=0.0, distil_warmup=0.0, distil_documents=True, sampling="first", lora_dropout=0.1)
+_RELEASED |= dict(explicit_format="released", mask_positives=False)
 # with λ2 = 10 some trainings with halting fail (figures/data/recipes_search.csv)
 _LASER_HALTING = _LASER.replace(halting=True, output=1.0, trajectory=1.0)
 # documents end at once where they may think (`latent-halting`), so here they get one pass, which reads no head
@@ -213,8 +206,7 @@ METHODS: dict[str, Method] = {
     "latent": LatentMethod(),
     "gircse": LatentMethod(pooling="generated", contrastive=0.0, stepwise=1.0, monotonicity=1.0),
     "laser": _LASER,
-    # LaSER as its released code trains it; the row above is ours: a schedule, documents that the distillation does not
-    # move, every positive, a masked batch, segments that are known by their ends
+    # as the released code trains it; `laser` adds a schedule, and the distillation leaves its documents alone
     "laser-released": _LASER.replace(**_RELEASED),
     # the retriever of rewrite-then-retrieve: trained on [query ; reasoning ; eos], in one pass
     "rewrite": LatentMethod(thinking_steps=1, contrastive=0.0, explicit=1.0),

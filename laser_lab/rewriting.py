@@ -70,8 +70,8 @@ class RewriteRetriever(LatentRetriever):
         return [f"{text}\n\n{r}{self.end}" if r else text for text, r in zip(texts, reasoning)]
 
     def encode_query(self, inputs: str | Sequence[str], *args: Any, **kwargs: Any) -> Any:
-        """:meth:`LatentRetriever.encode_query` of the rewritten queries. The generator sees the query alone; prompts and
-        template stand around what it became."""
+        """:meth:`LatentRetriever.encode_query` of the rewritten queries. The generator sees the query alone; prompts
+        and template stand around what it became."""
         show = bool(kwargs.get("show_progress_bar"))
         rewritten = self.rewrite([inputs], show)[0] if isinstance(inputs, str) else self.rewrite(inputs, show)
         return super().encode_query(rewritten, *args, **kwargs)

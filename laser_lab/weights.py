@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from laser_lab import adapters
+from laser_lab.adapters.fitting import with_adapter
 from laser_lab.backbone import Backbone
 from laser_lab.base.files import cache_dir, cached_build, missing_extra
 from laser_lab.data.hopworld_lm import pretrained
@@ -157,7 +157,7 @@ def load_backbone(
     if table.device.type == "cpu" and table.data_ptr() % 64:  # rows mapped from a file may cross cache lines,
         table.data = table.data.clone()  # which makes soft tokens up to a third slower
     if adapter is not None:
-        model = _with_adapter(model, resolve(adapter), trainable_adapter)
+        model = with_adapter(model, resolve(adapter), trainable_adapter)
     model.to(device).eval()
     return kind(model, tokenizer, name=label)
 
@@ -173,22 +173,3 @@ def _adapter_base(folder: str) -> str:
     note = Path(folder) / CONFIG_FILE
     base = json.loads(note.read_text()).get("base") if note.exists() else None
     return base or PeftConfig.from_pretrained(folder).base_model_name_or_path
-
-
-def _with_adapter(model: PreTrainedModel, adapter: str, trainable: bool) -> nn.Module:
-    from peft import PeftModel, get_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
-    try:
-        wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
-        saved = load_peft_weights(adapter, device="cpu")
-        expected = get_peft_model_state_dict(wrapped)
-    except (ValueError, RuntimeError) as error:  # no such target modules, or other shapes
-        raise ValueError(f"The adapter {adapter} does not fit {type(model).__name__}: {error}") from error
-    if saved.keys() != expected.keys():  # PEFT itself only warns
-        odd = sorted(saved.keys() ^ expected.keys())
-        raise ValueError(
-            f"The adapter {adapter} does not fit {type(model).__name__}: "
-            f"{len(odd)} weights match nothing, e.g. {odd[0]}"
-        )
-    return wrapped

@@ -35,6 +35,8 @@ def as_mteb_task(
 
     def split(task: RetrievalTask) -> dict[str, Any]:
         queries: dict[str, list[str]] = {"id": list(task.queries), "text": list(task.queries.values())}
+        if task.prompts:
+            queries["prompt"] = task.query_prompts
         if instructions is not None:
             queries["instruction"] = [instructions.get(query, "") for query in task.queries]
         return {

@@ -29,6 +29,12 @@ def join_query(prompt: str, query: str) -> str:
     return query_prompt(prompt) + query
 
 
+def prefixed(prompt: str | None, texts: Sequence[str]) -> list[str]:
+    """Texts behind a prefix, used as it is; a TypeError if one of all these is not a string."""
+    query_prompt(prompt or "")
+    return [(prompt or "") + text for text in check_texts(texts)]
+
+
 def join_queries(queries: Sequence[Input], prompts: Sequence[str], default: str = "") -> tuple[list[Input], str]:
     """Queries with the prompts of their own, and the prefix that is still to stand before all of them.
 

@@ -275,8 +275,9 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
             row[f"{side}_ids"] = [str(i) if i is not None else t for i, t in zip(ids, texts)]
     row["id"] = str(row.get("id") or where)
     if isinstance(row.get("reasoning"), str) or row.get("reasoning") is None:
-        row["reasoning_text"] = row.get("reasoning_text") or row.get("reasoning") or ""
-        row["reasoning"] = segments(row["reasoning"] or "", by=segment_by)
+        reasoning = row.get("reasoning") or ""
+        row["reasoning_text"] = row.get("reasoning_text") or reasoning
+        row["reasoning"] = segments(reasoning, by=segment_by)
     for name in OPTIONAL:
         row[name] = "" if row.get(name) is None else row[name]
         if not isinstance(row[name], str):

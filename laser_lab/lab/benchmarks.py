@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.files import missing_extra
 from laser_lab.base.inputs import check_steps
+from laser_lab.data.prompts import query_prompt
 from laser_lab.encoder import LatentRetriever
 from laser_lab.lab.published import beside
-from laser_lab.loading import query_prompt
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,8 +100,8 @@ BENCHMARKS: dict[str, Benchmark] = {
 BRIGHT excludes per query (it matters most for the coding and mathematics subsets). FollowIR's quality columns are those
 of the original instructions. The paper does not say which relevant documents BrowseComp-Plus counts: ``gold_only`` is
 where Qwen3-Embedding-0.6B's public leaderboard row (8.5, 30.5, 66.2) comes nearest to the paper's (8.0, 29.1, 64.8).
-The released evaluation also wraps texts in the chat template, as its training did, and reads a file of further prompts
-that was not released; the model card does neither, and neither does this file.
+The released evaluation also wraps texts in the chat template, as its training did (``ll.load(..., template="chat")``),
+and reads a file of further prompts that was not released; the model card does neither.
 """
 
 
@@ -127,7 +127,8 @@ def run(
 
     Returns:
         A row per published column, in its order: ``benchmark, column, value`` (times 100, as the paper prints),
-        ``task, subset, measure`` (``mean`` where it is one), ``thinking_steps, max_length, instruction, seconds``.
+        ``task, subset, measure`` (``mean`` where it is one), ``thinking_steps, max_length, template`` (``chat`` as in
+        the released evaluation, ``none`` as on the model card), ``instruction, seconds``.
 
     Raises:
         KeyError: No such benchmark.
@@ -179,7 +180,8 @@ def run(
 
 
 def report(measured: Mapping[str, pd.DataFrame], rows: Mapping[str, str]) -> pd.DataFrame:
-    """Measured results with the published row at their side, under ``measured`` and ``published``, never mixed.
+    """Measured results with the published row at their side, under ``measured`` and ``published``, never mixed; and
+    the template of each model, as the published numbers are of the released evaluation, which wraps texts in one.
 
     Args:
         measured: Your name of a model to what :func:`run` returned for it; all of one benchmark.
@@ -195,7 +197,12 @@ def report(measured: Mapping[str, pd.DataFrame], rows: Mapping[str, str]) -> pd.
     if len(names) != 1:
         raise ValueError(f"a report is of one benchmark, got {', '.join(sorted(names)) or 'none'}")
     (name,) = names
-    wide = pd.DataFrame([{"model": model, **frame.set_index("column")["value"]} for model, frame in measured.items()])
+    wide = pd.DataFrame(
+        [
+            {"model": model, "template": frame["template"].iloc[0], **frame.set_index("column")["value"]}
+            for model, frame in measured.items()
+        ]
+    )
     table = beside(wide, BENCHMARKS[name].table, dict(rows))
     shown = {"model", *wide.columns}
     return table[[column for column in table.columns if column[1] in shown]]
@@ -211,7 +218,8 @@ def mteb_model(
 
     Args:
         instructions: Task name to what its queries are told (:func:`laser_lab.query_prompt`); other tasks, and all
-            documents, have the model's own prompts, and a prompt ``"TASK-query"`` of the model's own wins.
+            documents, have the model's own prompts, and a prompt ``"TASK-query"`` of the model's own wins. Queries of a
+            task with a ``prompt`` column have their own, where it is not empty.
         thinking_steps: K for queries and documents; default: the model's own.
 
     Raises:
@@ -225,6 +233,8 @@ def mteb_model(
 
     class ThinkingEncoder(SentenceTransformerEncoderWrapper):
         def encode(self, inputs: Any, **kwargs: Any) -> Any:
+            if kwargs.get("prompt_type") == "query" and "prompt" in inputs.dataset.column_names:
+                kwargs["prompts"] = [prompt or "" for prompt in inputs.dataset["prompt"]]
             return super().encode(inputs, thinking_steps=steps, **kwargs)
 
     wrapped = ThinkingEncoder(model)
@@ -235,7 +245,11 @@ def mteb_model(
         update={
             "name": "laser_lab/" + re.sub(r"[^\w.-]+", "_", os.path.basename(str(model.encoder.base)) or "model"),
             "revision": _fingerprint(model, wrapped.model_prompts),
-            "experiment_kwargs": {"thinking_steps": steps, "max_length": model.encoder.max_length},
+            "experiment_kwargs": {
+                "thinking_steps": steps,
+                "max_length": model.encoder.max_length,
+                "template": model.encoder.template or "none",
+            },
         }
     )
     return wrapped
@@ -260,13 +274,13 @@ def _hub_subsets(subsets: list[str]) -> list[str] | None:
 
 
 def _fingerprint(model: LatentRetriever, prompts: Mapping[str, str]) -> str:
-    """Of what decides the embeddings, K and the token limit aside: weights, pooling, prompts, a rewriter's settings.
+    """Of what decides the embeddings, K, template and token limit aside: weights, pooling, special tokens, prompts, a
+    rewriter's settings.
 
     Of every weight 64 entries are read: training changes all of them, and reading billions would take minutes.
     """
-    digest = hashlib.sha256(
-        json.dumps([type(model).__name__, model.encoder.pooling, prompts, getattr(model, "options", None)]).encode()
-    )
+    settings = [model.encoder.pooling, model.encoder.add_special_tokens, prompts, getattr(model, "options", None)]
+    digest = hashlib.sha256(json.dumps([type(model).__name__, *settings]).encode())
     for backbone in (model.encoder.backbone, getattr(model, "generator", None)):
         for name, weight in backbone.model.state_dict().items() if backbone is not None else ():
             some = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
