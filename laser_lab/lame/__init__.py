@@ -1,6 +1,13 @@
 """LaME: thinking in one pass with learned reason tokens, the sibling of the autoregressive loop."""
 
-from laser_lab.lame.encoder import ReasonEncoder, ReasonThoughts, one_pass_thinking, reconstruct, use_reason_tokens
+from laser_lab.lame.encoder import (
+    WEIGHTS_FILE,
+    ReasonEncoder,
+    ReasonThoughts,
+    one_pass_thinking,
+    reconstruct,
+    use_reason_tokens,
+)
 from laser_lab.lame.heads import (
     TARGET_LENGTH,
     BottleneckDecoder,
@@ -13,6 +20,7 @@ from laser_lab.lame.heads import (
 
 __all__ = [
     "TARGET_LENGTH",
+    "WEIGHTS_FILE",
     "BottleneckDecoder",
     "Diversity",
     "ReasonEncoder",
