@@ -6,7 +6,17 @@ import logging
 import pytest
 from datasets import Dataset, DatasetDict
 
-from laser_lab.data.readers import COLUMNS, BadRows, RetrievalTask, features, mini, read_corpus, read_dataset, read_task
+from laser_lab.data.readers import (
+    COLUMNS,
+    OPTIONAL,
+    BadRows,
+    RetrievalTask,
+    features,
+    mini,
+    read_corpus,
+    read_dataset,
+    read_task,
+)
 
 
 def write(file, rows):
@@ -69,8 +79,9 @@ def test_released_layout_saved_to_disk(tmp_path, as_dict):
     saved = Dataset.from_list([RELEASED | {"positive_passages": [{"docid": "d1", "text": "pos"}]}])
     (DatasetDict(train=saved) if as_dict else saved).save_to_disk(str(tmp_path / "released"))
     (row,) = read_dataset(tmp_path / "released")
-    assert row["query"] == "Instruct: x\nQuery: why"
+    assert (row["query"], row["prompt"]) == ("why", "Instruct: x\nQuery: ")
     assert row["reasoning"] == ["first thought.", "second thought."]
+    assert row["reasoning_text"] == RELEASED["reasoning_query"]
     assert (row["positives"], row["positive_ids"], row["negatives"], row["negative_ids"]) == (
         ["pos"],
         ["d1"],
@@ -88,7 +99,9 @@ def test_json_lines_in_every_layout(tmp_path):
     first, second = read_dataset(file, segment_by="sentence")
     assert first["positives"] == ["T pos"]
     assert second["reasoning"] == ["One.", "Two!"] and second["negatives"] == [] and second["positive_ids"] == ["p"]
-    assert set(second) == set(COLUMNS)
+    assert set(second) == {*COLUMNS, *OPTIONAL} and (first["prompt"], second["prompt"]) == (RELEASED["prompt"], "")
+    without = read_dataset(write(tmp_path / "plain.jsonl", [texts | {"reasoning": ["One."]}]))
+    assert set(without.column_names) == set(COLUMNS)  # a column that no row needs is not there
 
 
 @pytest.mark.parametrize(
@@ -101,7 +114,7 @@ def test_json_lines_in_every_layout(tmp_path):
         ({"query": "q", "positives": []}, "no positive document"),
         ({"query": "q"}, "positives is missing"),
         ({"query": "q", "positives": [3]}, "positives must hold strings only"),
-        ({"query": "q", "positives": ["p"], "negatives": ["p"]}, "both positive and negative"),
+        ({"query": "q", "positives": ["p"], "prompt": 3}, "prompt is a int, expected str"),
         ({"query": "q", "positives": ["p"], "positive_ids": ["1", "2"]}, "1 positives but 2 positive_ids"),
         ({"query": "q", "positive_passages": [{"docid": "1"}]}, "must hold texts"),
         ({"query": "q", "positive_ids": ["f99"]}, "names 'f99', which is not in the corpus"),
@@ -117,6 +130,20 @@ def test_bad_rows(tmp_path, caplog, row, reason):
     assert "1 of 2 rows skipped" in caplog.text
 
 
+def test_a_positive_among_the_negatives_is_dropped_and_named(tmp_path, caplog):
+    """By id, and by text under another id; a whole file never fails for it unless asked to."""
+    twice = {"id": "q7", "query": "q", "positives": ["p"], "positive_ids": ["d1"]}
+    twice |= {"negatives": ["n", "p", "other words"], "negative_ids": ["d2", "d3", "d1"]}
+    file = write(tmp_path / "data.jsonl", [{"query": "fine", "positives": ["p"], "negatives": ["n"]}, twice])
+    with caplog.at_level(logging.WARNING):
+        data = read_dataset(file)
+    assert (data["negatives"][:], data["negative_ids"][:]) == ([["n"], ["n"]], [["n"], ["d2"]])
+    assert "'d3' of query 'q7' (data.jsonl:2), 'd1' of query 'q7'" in caplog.text
+    with pytest.raises(BadRows, match="data.jsonl:2: 'd3' is both positive and negative"):
+        read_dataset(file, strict=True)
+    assert len(read_dataset(file, strict=True, skip_bad=True)) == 1
+
+
 def test_nothing_there(tmp_path):
     for source in (tmp_path, tmp_path / "no.jsonl", "/nowhere", "justaword"):
         with pytest.raises(FileNotFoundError):
@@ -129,9 +156,19 @@ def test_nothing_there(tmp_path):
     assert "there already" in caught.value.problems[0] and "expected str" in caught.value.problems[1]
 
 
-def test_a_task_refuses_unknown_ids():
+def test_a_task_refuses_unknown_ids_and_other_prompts():
     with pytest.raises(ValueError, match="unknown ids, e.g. 'ghost'"):
         RetrievalTask("t", {"q": "a"}, {"d": "b"}, {"q": {"ghost": 1}})
+    with pytest.raises(ValueError, match="unknown ids, e.g. 'ghost'"):
+        RetrievalTask("t", {"q": "a"}, {"d": "b"}, {}, prompts={"ghost": "x"})
+    with pytest.raises(TypeError, match="a prompt must be a string, got int"):
+        RetrievalTask("t", {"q": "a"}, {"d": "b"}, {}, prompts={"q": 3})
+
+
+def test_a_task_reads_the_prompts_of_its_rows(folder):
+    write(folder / "dev.jsonl", [QUESTION | {"prompt": "Find facts"}, QUESTION | {"id": "r"}])
+    task = read_task(folder)
+    assert task.prompts == {"q": "Find facts"} and task.query_prompts == ["Find facts", ""]
 
 
 def test_the_public_release_of_entailment_bank(tmp_path):

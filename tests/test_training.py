@@ -81,6 +81,7 @@ TERMS = {
     "latent": {"contrastive"},
     "gircse": {"stepwise", "monotonicity"},
     "laser": {"contrastive", "explicit", "output", "trajectory"},
+    "laser-released": {"contrastive", "explicit", "output", "trajectory"},
     "rewrite": {"explicit"},
     "laser-no-explicit": {"contrastive"},
     "laser-no-latent": {"contrastive", "explicit", "output", "trajectory"},

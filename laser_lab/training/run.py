@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
+from transformers import set_seed
 
 from laser_lab.base.files import atomic_folder
 from laser_lab.data.readers import COLUMNS, OPTIONAL, RetrievalTask
@@ -92,8 +93,6 @@ def train(
     if not resume and output_dir.exists() and any(output_dir.iterdir()):
         raise FileExistsError(f"{output_dir} holds a run: pass resume=True to continue it, or choose another folder")
     # A loss or an evaluation never decides what the weights start from: everything random follows from the seed.
-    from transformers import set_seed
-
     set_seed(seed)
     if not isinstance(model, LatentRetriever):
         model = load(model)
