@@ -7,6 +7,7 @@ from laser_lab.encoder import LatentRetriever, think
 from laser_lab.evaluation import evaluate, rank
 from laser_lab.loading import load, query_prompt
 from laser_lab.methods import METHODS, Method
+from laser_lab.probing.lens import TunedLens, fit_lens
 from laser_lab.probing.vocabulary import nearest_tokens
 from laser_lab.rewriting import rewrite_then_retrieve
 from laser_lab.thinking import Thoughts
@@ -16,8 +17,10 @@ __all__ = [
     "LatentRetriever",
     "Method",
     "Thoughts",
+    "TunedLens",
     "evaluate",
     "explore",
+    "fit_lens",
     "load",
     "nearest_tokens",
     "query_prompt",
