@@ -6,9 +6,12 @@ think, Thoughts        what it thinks about texts, step by step: states, weights
 nearest_tokens         the vocabulary tokens that each thought is closest to
 logit_lens             what every layer would say at each step
 swap, knock_out        interventions: feed something else back, take a step out (more in :mod:`laser_lab.probing`)
+fit_lens, TunedLens    an affine map per layer, so that early layers can be read too
 linear_probes          what a linear probe reads from every layer and step
 train, METHODS         train a retriever by a row of the table of methods, published ones and ours
 evaluate, rank         score a retriever on a task, see its ranking
+encode_corpus,         encode a corpus of any size to a folder of vectors,
+open_corpus            and search it
 explore                a window on all of this in a notebook cell
 rewrite_then_retrieve  the comparator that reasons in words
 LatentEncoder          the module inside a retriever: tokenize, think, pool
@@ -42,13 +45,17 @@ __all__ = [
     "ReasonMethod",
     "Thoughts",
     "TrajectoryAlignment",
+    "TunedLens",
+    "encode_corpus",
     "evaluate",
     "explore",
+    "fit_lens",
     "knock_out",
     "linear_probes",
     "load",
     "logit_lens",
     "nearest_tokens",
+    "open_corpus",
     "query_prompt",
     "rank",
     "rewrite_then_retrieve",
@@ -58,9 +65,13 @@ __all__ = [
 ]
 
 _LATER = {  # their parts take seconds to import, and looking at a model does not need them
+    "TunedLens": "laser_lab.probing.lens",
+    "encode_corpus": "laser_lab.corpus",
     "explore": "laser_lab.explorer",
+    "fit_lens": "laser_lab.probing.lens",
     "knock_out": "laser_lab.probing.causal",
     "linear_probes": "laser_lab.probing.geometry",
+    "open_corpus": "laser_lab.corpus",
     "swap": "laser_lab.probing.causal",
     "train": "laser_lab.training.run",
 }

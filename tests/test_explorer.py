@@ -1,5 +1,7 @@
 """The explorer without a browser: its answers against plain computation, bad input, the widget's messages, the file."""
 
+import base64
+import hashlib
 import json
 import re
 import sys
@@ -17,8 +19,8 @@ from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.explorer import Change, Explorer
 from laser_lab.explorer.answers import DOCUMENTS, TOKENS
 from laser_lab.explorer.changes import KINDS, STEPS
-from laser_lab.explorer.widget import MAPPED
-from laser_lab.probing import token_id
+from laser_lab.explorer.page import script, style
+from laser_lab.probing import noise, token_id
 from laser_lab.thinking import pool
 
 QUERIES = {"q1": "why is the sky blue", "q2": "sea", "q3": "rain and snow"}
@@ -68,7 +70,7 @@ def test_a_model_that_thinks_in_one_pass(tiny_folder):
     set_method(model, method_of("lame", thinking_steps=3))
     explorer = Explorer(model, TASK)
     answer = explorer.answer(QUERY)
-    assert len(answer["tokens"]) == 3 and explorer.widget.settings["steps"] == 3
+    assert len(answer["tokens"]) == 3 and explorer.settings["steps"] == 3
     for k in (1, 2, 3):
         scores = model.encode_document(list(CORPUS.values()), thinking_steps=k) @ model.encode_query(
             QUERY, thinking_steps=k
@@ -81,7 +83,7 @@ def test_a_model_that_thinks_in_one_pass(tiny_folder):
     assert None not in knocked["path"]  # no state is pooled, so none can be missing
     with pytest.raises(ValueError, match="at most 3 steps"):
         explorer.answer(QUERY, Change(3, "noise"))
-    assert {c.step for c in explorer.presets(QUERY, "sea")} == {1, 2}
+    assert {c.step for c in explorer.sides[0].presets(QUERY, "sea")} == {1, 2}
 
 
 def test_tokens_are_the_nearest_tokens(model, explorer):
@@ -101,7 +103,7 @@ def test_a_thought_replaced_by_itself_changes_nothing(explorer, step):
     for part in ("tokens", "path"):
         assert after[part] == before[part]
     assert ranks(after) == ranks(before) == ranks(after, "before")
-    states = [explorer._rollout(QUERY, change)[0].states for change in (None, Change(step, "query", QUERY))]
+    states = [explorer.sides[0].thoughts(QUERY, change).states for change in (None, Change(step, "query", QUERY))]
     assert torch.equal(*states)
 
 
@@ -109,7 +111,7 @@ def test_a_thought_replaced_by_itself_changes_nothing(explorer, step):
 def test_a_change_is_felt_after_its_step_only(model, explorer, kind, value):
     step = 3
     change = Change(step, kind, value)
-    plain, changed = (explorer._rollout(QUERY, c)[0].states[0] for c in (None, change))
+    plain, changed = (explorer.sides[0].thoughts(QUERY, c).states[0] for c in (None, change))
     assert torch.equal(plain[:step], changed[:step])
     assert (plain[step:] - changed[step:]).abs().amax(dim=1).min() > 1e-3
 
@@ -119,10 +121,9 @@ def test_a_change_is_felt_after_its_step_only(model, explorer, kind, value):
         if kind == "token":
             return model[0].backbone.embed(model[0].tokenizer("snow", return_tensors="pt")["input_ids"])[0]
         if kind == "noise":
-            put = explorer._rollout(QUERY, change)[1][step - 1]
-            assert put.norm() == pytest.approx(float(soft_token.norm()))
-            assert abs(torch.cosine_similarity(put, soft_token[0], dim=0)) < 0.6, "a direction of its own"
-            return put[None]
+            put = noise(step, 1, 32, seed=3)(step, soft_token, [0])
+            torch.testing.assert_close(put.norm(dim=1), soft_token.norm(dim=1))
+            return put
         texts = [value] if kind == "query" else list(QUERIES.values())
         states = ll.think(model, texts, STEPS, prompt_name="query").states[:, step - 1]
         return model[0].backbone.soft_token(states).mean(0, keepdim=True)
@@ -130,13 +131,14 @@ def test_a_change_is_felt_after_its_step_only(model, explorer, kind, value):
     states = ll.think(model, [QUERY], STEPS, prompt_name="query", edit=expected).states[0]
     torch.testing.assert_close(changed, states, atol=1e-5, rtol=1e-4)
     answer = explorer.answer(QUERY, change)
-    assert answer["change"] == {"step": 3, "kind": kind, "value": value, "label": change.label}
+    told = {"step": 3, "kind": kind, "value": value, "strength": 1.0, "mode": "interpolate", "label": change.label}
+    assert answer["change"] == told
     before = ranks(explorer.answer(QUERY))
     assert all(ranks(answer, "before")[d] == before[d] for d in before if d in ranks(answer))
 
 
 def test_noise_depends_on_its_seed_alone(explorer):
-    one, again, two = (explorer._think(QUERY, Change(1, "noise", seed))[0].states for seed in ("1", "1", "2"))
+    one, again, two = (explorer.sides[0]._think(QUERY, Change(1, "noise", seed)).states for seed in ("1", "1", "2"))
     assert torch.equal(one, again) and not torch.equal(one, two)
 
 
@@ -144,7 +146,7 @@ def test_a_knocked_out_step_is_not_pooled(model, explorer):
     change = Change(1, "knock-out")
     answer = explorer.answer(QUERY, change)
     assert answer["path"][0] is None and {d["ranks"][0] for d in answer["documents"]} == {None}
-    states = explorer._rollout(QUERY, Change(1, "mean"))[0].states
+    states = explorer.sides[0].thoughts(QUERY, Change(1, "mean")).states
     for k in range(2, STEPS + 1):
         documents = model.encode_document(list(CORPUS.values()), thinking_steps=k, convert_to_tensor=True)
         scores = dict(zip(CORPUS, (documents @ pool(states[:, 1:k])[0]).tolist()))
@@ -169,7 +171,7 @@ def test_generated_pooling_changes_the_soft_token_that_the_step_is_read_as():
     encoder = LatentEncoder(tiny_backbone(), pooling="generated", thinking_steps=3)
     explorer = Explorer(LatentRetriever(modules=[encoder], prompts={"query": "", "document": ""}, device="cpu"), TASK)
     plain, own, other = (
-        explorer._rollout(QUERY, change)[0].states[0]
+        explorer.sides[0].thoughts(QUERY, change).states[0]
         for change in (None, Change(2, "query", QUERY), Change(2, "token", "snow"))
     )
     assert torch.equal(plain, own) and torch.equal(plain[:2], other[:2]) and not torch.equal(plain[2], other[2])
@@ -185,9 +187,6 @@ def test_corpora(model):
         assert len(answer["documents"]) >= DOCUMENTS
     assert Explorer(model, ["one document"], ["sea"]).answer("sea")["documents"][0]["ranks"] == [1] * STEPS
     assert Explorer(model, CORPUS, "sea").examples == ["sea"]
-    many = Explorer(model, ["sea " + w for w in list(CORPUS.values()) * 40], ["sea", "sky"])
-    drawn = many._settings(many.examples)["map"]
-    assert MAPPED / 2 < len(drawn) <= MAPPED
     for empty in ([], {}):
         with pytest.raises(ValueError, match="the corpus is empty"):
             Explorer(model, empty)
@@ -214,7 +213,7 @@ def test_bad_queries(explorer, query, message):
 
 
 def test_the_longest_query_that_fits_is_answered(explorer):
-    prompt = len(explorer.model[0].tokenizer(explorer._prompt)["input_ids"])
+    prompt = len(explorer.model[0].tokenizer(explorer.sides[0]._prompt)["input_ids"])
     assert explorer.answer(" ".join(["sky"] * (57 - prompt)))["tokens"]
     with pytest.raises(ValueError, match="58 tokens"):
         explorer.answer(" ".join(["sky"] * (58 - prompt)))
@@ -287,8 +286,18 @@ def test_messages(explorer):
         {"query": QUERY, "change": {"step": 1, "kind": ["mean"], "value": ""}},
         {"query": QUERY, "change": {"step": 1, "kind": "token", "value": None}},
         {"query": QUERY, "change": 5},
+        {"query": QUERY, "change": {"step": 1, "kind": "mean", "strength": float("nan")}},
+        {"query": QUERY, "beside": {"model": 1}},
+        {"query": QUERY, "beside": {"query": ""}},
+        {"query": QUERY, "beside": {"query": "sea"}, "change": {"step": 1, "kind": "mean"}},
+        {"op": "layers", "query": QUERY, "lens": "tuned"},
+        {"op": "neighbours", "row": 99, "k": 1},
+        {"op": "courses", "query": QUERY, "names": ["xyzzy"]},
+        {"op": "__init__"},
     ):
+        before = (explorer.query, explorer.change, explorer.beside)
         assert page.ask(**request).keys() == {"id", "error"}
+        assert (explorer.query, explorer.change, explorer.beside) == before
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -311,18 +320,21 @@ def test_explore_shows_a_widget(model):
     data = bundle[0] if isinstance(bundle, tuple) else bundle
     assert "application/vnd.jupyter.widget-view+json" in data
     assert data["text/plain"] == "Explorer of tiny: 14 documents. Run this cell in JupyterLab to use it."
-    state = explorer.widget.get_state()
+    state = explorer.get_state()
     assert state["settings"]["examples"] == list(QUERIES.values())
     assert state["settings"]["first"]["query"] == QUERY and state["settings"]["start"] == 3
-    assert "export default" in state["_esm"] and ".laser-explorer" in state["_css"]
-    assert explorer.widget is explorer.widget
-    assert Explorer(model, CORPUS).widget.settings["first"] is None
+    assert state["_esm"] == script() and "export default" in script() and ".laser-explorer" in state["_css"] == style()
+    assert state["documents"]["ids"] == list(CORPUS) and state["documents"]["texts"] == list(CORPUS.values())
+    alone = Explorer(model, CORPUS)
+    assert alone.settings["first"] is None and alone.query == "" and alone.ranking_frame is None
 
 
-def test_without_the_extra(model, monkeypatch):
+def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "anywidget", None)
+    for name in [name for name in sys.modules if name.startswith("laser_lab.explorer")]:
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ModuleNotFoundError, match=r"anywidget is needed here: pip install 'laser_lab\[lab\]'"):
-        ll.explore(model, TASK)
+        ll.explore(None, TASK)
 
 
 # -- the file ------------------------------------------------------------------------------------------------------
@@ -336,25 +348,41 @@ def test_the_file_is_whole_and_needs_nothing_else(model, tmp_path):
     text = path.read_text(encoding="utf-8")
     assert [p.name for p in path.parent.iterdir()] == ["page.html"]
     assert set(re.findall(r"https?://[^\"\s]+", text)) == {"http://www.w3.org/2000/svg"}
-    assert "default-src 'none'" in text and not re.search(r"\b(src|href)=|@import|url\(", text.replace("src=x", ""))
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-") and "unsafe" not in policy
+    for kind, tag in (("script", '<script type="module">'), ("style", "<style>")):
+        inside = text.split(tag)[1].split(f"</{kind}>")[0]
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
     assert text.count("</script>") == 2 and "<img" not in text and "<!--" not in text.lower()
     assert "<title>Latent thoughts: a &lt;b&gt; &amp; c</title>" in text
     held = json.loads(re.search(r'id="settings">(.*?)</script>', text, re.S)[1])
     assert held["examples"] == list(task.queries.values()) and held["steps"] == STEPS
     # every kind at every soft token below the model's own K = 3, for every query
-    assert len(held["answers"]) == len(task.queries) * (1 + 2 * len(KINDS))
-    for answer in held["answers"]:
-        change = answer["change"] and Change(*(answer["change"][key] for key in ("step", "kind", "value")))
-        expected = explorer.answer(answer["query"], change)
-        assert ranks(answer) == ranks(expected) and answer["tokens"] == expected["tokens"]
-        assert all(len(d["ranks"]) == STEPS for d in answer["documents"])
-    assert {d["id"]: d["text"] for d in held["map"]}["bad"].startswith("</script>")
+    assert [len(changes) for changes in held["presets"]] == [2 * len(KINDS)] * len(task.queries)
+    for number, query in enumerate(held["examples"]):
+        changes = [None, *(Change(*[c[f] for f in ("step", "kind", "value")]) for c in held["presets"][number])]
+        for at, change in enumerate(changes, -1):
+            answer = held["replies"][f"answer/{number}" + (f"/change {at}" if change else "")]
+            expected = explorer.answer(query, change)
+            assert [d["row"] for d in answer["documents"]] == [d["row"] for d in expected["documents"]]
+            assert [d["ranks"] for d in answer["documents"]] == [d["ranks"] for d in expected["documents"]]
+            shown = {token["name"] for step in answer["tokens"] for token in step}
+            assert answer["tokens"] == expected["tokens"] and shown <= {c["name"] for c in answer["courses"]}
+        other = 1 - number
+        beside = held["replies"][f"answer/{number}/query {other}"]
+        plain = explorer.sides[0].ranks(query)
+        for d in beside["documents"]:
+            assert d["before"] == plain[:, d["row"]].tolist()
+        layers = held["replies"][f"layers/{number}/head"]["cells"]
+        assert [c["tokens"][0]["name"] for c in layers[-1]] == [s[0]["name"] for s in explorer.answer(query)["tokens"]]
+    assert held["documents"]["texts"][-1].startswith("</script>")
 
 
 def test_the_file_of_chosen_queries(explorer, model, tmp_path):
     one = explorer.to_html(tmp_path / "one.html", ["blue sea"]).read_text(encoding="utf-8")
     held = json.loads(re.search(r'id="settings">(.*?)</script>', one, re.S)[1])
-    assert held["examples"] == ["blue sea"] and {a["query"] for a in held["answers"]} == {"blue sea"}
+    assert held["examples"] == ["blue sea"] and held["replies"]["answer/0"]["query"] == "blue sea"
     before = (tmp_path / "one.html").read_bytes()
     with pytest.raises(ValueError, match="The query is empty"):
         explorer.to_html(tmp_path / "one.html", ["sea", ""])

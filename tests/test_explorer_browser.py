@@ -3,6 +3,10 @@
 Needs Chromium and its driver (``make browser``) and is skipped without them. Screenshots are left in build/explorer.
 """
 
+import ast
+import base64
+import csv
+import io
 import json
 import os
 import shutil
@@ -11,9 +15,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+import xml.etree.ElementTree
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 import laser_lab as ll
@@ -37,11 +43,27 @@ TASK = RetrievalTask(
          "not very", "or a sea", "is it", "why not", "sky blue sky", "and snow and rain"])},
     {"q1": {"d5": 1}, "q2": {"d3": 1, "d9": 1}},
 )  # fmt: skip
+EVIL = [
+    '<img src=x onerror="window.injected=1">',
+    "</script><script>window.injected=1</script>",
+    "`${window.injected=1}`",
+    "\u202eright to left\u200f",
+    "sea" * 3334,
+    "👩\u200d🚀🏳️\u200d🌈 \u2028",
+]
 CELL = """
 import laser_lab as ll
 from laser_lab.data.readers import RetrievalTask
-ll.explore(ll.load({folder!r}, device="cpu"), RetrievalTask(**{task!r}), show_progress_bar=False)
+from laser_lab.explorer import Change
+task = RetrievalTask(**{task!r})
+model = ll.load({folder!r}, device="cpu")
+second = ll.load({folder!r}, device="cpu", pooling="generated")
+lens = ll.fit_lens(model, list(task.corpus.values()), max_steps=2, show_progress_bar=False)
+columns = {columns!r}
+explorer = ll.explore(model, task, second_model=second, lens=lens, metadata=columns, show_progress_bar=False)
+explorer
 """
+COLUMNS = {doc: {"kind": "sea" if "sea" in text else "land", "size": len(text)} for doc, text in TASK.corpus.items()}
 
 
 @pytest.fixture(scope="module")
@@ -116,19 +138,53 @@ class Page:
     def shot(self, name):
         self.browser.save_screenshot(str(SHOTS / f"{name}.png"))
 
+    def whole(self, name):
+        """A picture of everything, however long it is."""
+        height = self.browser.execute_script("return document.documentElement.scrollHeight")
+        width = self.browser.execute_script("return window.innerWidth")
+        clip = {"x": 0, "y": 0, "width": width, "height": min(height, 9000), "scale": 1}
+        found = self.browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+        (SHOTS / f"{name}.png").write_bytes(base64.b64decode(found["data"]))
+
+    def values(self, statistic, card="statistics"):
+        return json.loads(self.find(f".le-{card} [data-statistic='{statistic}']").get_attribute("data-values"))
+
+    def python(self, expression, code=""):
+        """Run code in the notebook's kernel, and give an expression's value."""
+        script = """
+            const [code, expression, done] = arguments;
+            const {kernel} = window.jupyterapp.shell.currentWidget.sessionContext.session;
+            kernel.requestExecute({code, user_expressions: {x: expression}, store_history: false, stop_on_error: false})
+              .done.then(({content}) => done(content.user_expressions?.x?.data?.["text/plain"] ?? content.evalue));
+        """
+        return ast.literal_eval(self.browser.execute_async_script(script, code, expression))
+
+    def taken(self, selector):
+        """The text of the file that a button downloads."""
+        script = """
+            const [button, done] = arguments, make = URL.createObjectURL;
+            URL.createObjectURL = blob => { blob.text().then(done); URL.createObjectURL = make; return make(blob); };
+            button.click();
+        """
+        return self.browser.execute_async_script(script, self.find(selector))
+
     def errors(self):
         return [entry for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def expected(explorer, query, k, change=None):
+def expected(explorer, query, k, change=None, beside=None):
     """{document: rank} that the list should show."""
-    documents = explorer.answer(query, change)["documents"]
+    documents = explorer.answer(query, change, beside=beside)["documents"]
     return {d["id"]: d["ranks"][k - 1] for d in documents if d["ranks"][k - 1] <= DOCUMENTS or d["relevant"]}
 
 
 @pytest.fixture(scope="module")
 def explorer(tiny_folder):
-    return Explorer(ll.load(tiny_folder, device="cpu"), TASK)
+    """The same as the cell's, so that what is seen can be computed here."""
+    model = ll.load(tiny_folder, device="cpu")
+    second = ll.load(tiny_folder, device="cpu", pooling="generated")
+    lens = ll.fit_lens(model, list(TASK.corpus.values()), max_steps=2, show_progress_bar=False)
+    return Explorer(model, TASK, second_model=second, lens=lens, metadata=COLUMNS)
 
 
 # -- in JupyterLab -------------------------------------------------------------------------------------------------
@@ -140,7 +196,7 @@ def lab(tiny_folder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lab")
     (folder / "work").mkdir()
     task = {"name": TASK.name, "queries": TASK.queries, "corpus": TASK.corpus, "qrels": TASK.qrels}
-    code = CELL.format(folder=tiny_folder, task=task)
+    code = CELL.format(folder=tiny_folder, task=task, columns=COLUMNS)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "work" / "explorer.ipynb")
@@ -287,7 +343,7 @@ def test_keyboard_in_jupyterlab(page, explorer):
 
     page.focus(".le-query")
     reached = set()
-    for _ in range(60):
+    for _ in range(140):
         reached |= set(page.browser.switch_to.active_element.get_attribute("class").split())
         page.keys("\ue004")
     assert {"le-query", "le-go", "le-chip", "le-k", "le-step", "le-kind", "le-value", "le-apply", "le-doc"} <= reached
@@ -386,6 +442,248 @@ def weakest_contrast(page):
     """)
 
 
+# -- the second edition --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(page, explorer):
+    """The first example at K = 3, nothing changed or clicked."""
+    page.python("1", "explorer.show('sea', 1)")
+    query, nothing = TASK.queries["q1"], {"documents": [], "tokens": []}
+    page.python("1", f"_ = explorer.show({query!r}, 3, selection={nothing!r})")
+    page.until(lambda: page.ranking() == expected(explorer, query, 3), "the first example")
+    page.until(
+        lambda: not page.all(".le-ranking-changed") and not page.all(".le-list [aria-pressed=true]"), "a blank view"
+    )
+    return page
+
+
+def test_layers_by_step(fresh, explorer):
+    page, query = fresh, TASK.queries["q1"]
+    page.find(".le-read-layers").click()
+    script = """return Object.fromEntries([...document.querySelectorAll(".le-layers td")].map(
+        td => [td.dataset.key, td.querySelector(".le-token").textContent]))"""
+    for lens, name in (("head", "LM head"), ("tuned", "tuned lens")):
+        page.until(lambda: page.all(".le-lens"), "the lens")
+        page.choose(".le-lens", name)
+        cells = explorer.sides[0].layers(query, lens=lens)["cells"]
+        tops = {f"layer {n} {k + 1}": c["tokens"][0]["text"] for n, row in enumerate(cells) for k, c in enumerate(row)}
+        page.until(lambda tops=tops: page.browser.execute_script(script) == tops, f"the layers by {lens}")
+    for by, shown in (
+        ("rank of the last layer's token", lambda c: f"rank {c['rank']}"),
+        ("entropy", lambda c: f"{c['entropy']:.3g}"),
+    ):
+        page.choose(".le-shade", by)
+        text = page.find(".le-layers td[data-key='layer 1 2'] .le-p").text
+        assert text == shown(cells[1][1])
+    page.focus(".le-layers td[data-key='layer 2 1']")
+    page.keys("\ue015", "\ue014", "\ue007")  # down to layer 1, right to step 2, Enter
+    named = [button.text.split()[0] for button in page.until(lambda: page.all(".le-nearest button"), "the tokens")]
+    assert named == [token["text"] for token in cells[1][1]["tokens"]]
+
+
+def test_statistics_and_followed_tokens(fresh, explorer):
+    page, query = fresh, TASK.queries["q1"]
+    answer = explorer.answer(query, pins=["snow"])
+    for name, values in answer["statistics"].items():
+        assert page.values(name) == pytest.approx(values, abs=1e-4, nan_ok=True) if None not in values else True
+        assert [v is None for v in page.values(name)] == [v is None for v in values]
+    courses = {course["name"]: course for course in answer["courses"]}
+    first = list(dict.fromkeys(step[0]["name"] for step in answer["tokens"]))[:8]
+    assert page.values("token p", "pins") == [pytest.approx(courses[name]["p"], abs=1e-5) for name in first]
+    page.find(".le-pin-token").send_keys("snow", "\ue007")
+    page.until(lambda: page.values("token rank", "pins") == [courses["snow"]["rank"]], "the typed token")
+    page.find(".le-heat td").click()
+    wanted = ["snow", answer["tokens"][0][0]["name"]]
+    page.until(
+        lambda: page.values("token rank", "pins") == [courses[name]["rank"] for name in wanted], "the clicked one"
+    )
+    assert page.python("explorer.selection['tokens']") == wanted
+    page.find(".le-pin").click()
+    page.until(lambda: page.python("explorer.selection['tokens']") == wanted[1:], "one less")
+    page.find(".le-pin-token").send_keys("xyzzy", "\ue007")
+    page.until(lambda: "“xyzzy” is no token" in page.find(".le-problem").text, "the reason")
+
+
+def test_effects_and_strengths(fresh, explorer):
+    page, query = fresh, TASK.queries["q1"]
+    page.find(".le-compute").click()
+    changes = explorer._op_presets(query)
+    page.until(lambda: len(page.all(".le-effect-cell")) == len(changes), "all effects")
+    script = """return Object.fromEntries([...document.querySelectorAll(".le-effect-cell")].map(
+        td => [td.dataset.key, td.dataset.moved ?? null]))"""
+    for k in (3, 6):
+        page.python("1", f"explorer.thinking_steps = {k}")
+        page.until(lambda k=k: page.find(".le-k-shown").text == str(k), "K from a cell")
+        wanted = {}
+        for told in changes:
+            effect = explorer.sides[0].effect(query, Change(**{n: v for n, v in told.items() if n != "label"}))
+            before, after = effect["before"][k - 1], effect["after"][k - 1]
+            moved = None if after is None else str(before - after)
+            wanted[f"effect {told['step']} {told['kind']}"] = moved
+        assert page.browser.execute_script(script) == wanted
+    page.find("[data-key='effect 2 noise']").click()
+    page.until(lambda: page.find(".le-effect").text.startswith("soft token 2 → noise, seed 0"), "the chosen effect")
+    page.choose(".le-step", "1")
+    page.choose(".le-kind", "the token")
+    page.find(".le-value").send_keys("snow")
+    page.find(".le-apply").click()
+    page.until(lambda: "“snow”" in page.find(".le-effect").text, "the whole change")
+    from selenium.webdriver import ActionChains
+
+    slider = page.find(".le-strength")
+    ActionChains(page.browser).drag_and_drop_by_offset(slider, -30, 0).perform()
+    strength = float(slider.get_attribute("value"))
+    assert 0 < strength < 1
+    change = Change(1, "token", "snow", strength)
+    page.until(lambda: page.find(".le-effect").text.startswith(change.label), "the part of the change")
+    assert page.ranking("ranking-changed") == expected(explorer, query, 6, change)
+    assert page.python("explorer.change.strength") == strength
+    page.choose(".le-mode", "steer (add)")
+    page.find(".le-apply").click()
+    change = Change(1, "token", "snow", 1, "steer")
+    page.until(lambda: page.find(".le-effect").text.startswith(change.label), "steering")
+    assert page.ranking("ranking-changed") == expected(explorer, query, 6, change)
+
+
+def test_two_columns(fresh, explorer):
+    page, query = fresh, TASK.queries["q1"]
+    page.choose(".le-other", "another query")
+    page.find(".le-other-query").send_keys("rain and snow", "\ue007")
+    beside = {"query": "rain and snow"}
+    page.until(lambda: page.ranking("ranking-changed") == expected(explorer, query, 3, beside=beside), "another query")
+    answer = explorer.answer(query, beside=beside)
+    moved = {d["id"]: d["before"][2] - d["ranks"][2] for d in answer["documents"]}
+    for row in page.all(".le-ranking-changed li"):
+        by = moved[row.get_attribute("data-doc")]
+        assert (
+            row.find_element("css selector", ".le-moved")
+            .text.split()[0]
+            .startswith("=" if not by else f"{'▲' if by > 0 else '▼'}{abs(by)}")
+        )
+    page.choose(".le-other", "the second model")
+    beside = {"model": 1}
+    page.until(
+        lambda: page.ranking("ranking-changed") == expected(explorer, query, 3, beside=beside), "the other model"
+    )
+    assert page.all(".le-map-changed canvas") and page.python("explorer.beside") == beside
+    page.choose(".le-other", "nothing")
+    page.until(lambda: not page.all(".le-ranking-changed") and page.python("explorer.beside") == {}, "one column")
+
+
+def test_back_to_python(fresh, explorer):
+    page = fresh
+    page.python("1", "explorer.query = 'sea'")
+    page.until(lambda: page.ranking() == expected(explorer, "sea", 3), "the query of a cell")
+    assert page.find(".le-query").get_attribute("value") == "sea"
+    page.python("1", "explorer.change = Change(2, 'token', 'snow')")
+    change = Change(2, "token", "snow")
+    page.until(lambda: page.ranking("ranking-changed") == expected(explorer, "sea", 3, change), "the change of a cell")
+    page.focus(".le-k")
+    page.keys("\ue014")
+    page.until(lambda: page.python("explorer.thinking_steps") == 4, "the slider in Python")
+    page.find(".le-ranking .le-doc").click()
+    first = page.find(".le-ranking li").get_attribute("data-doc")
+    page.until(lambda: page.python("explorer.selection['documents']") == [first], "the selection in Python")
+    near = explorer.sides[0].neighbours(explorer.corpus.rows[first], 4)
+    script = "return [...document.querySelectorAll('.le-neighbours li')].map(n => n.dataset.doc)"
+    page.until(lambda: page.browser.execute_script(script) == [d["id"] for d in near], "its neighbours")
+    frame = "explorer.ranking_frame[['doc_id', 'rank']].head(3).to_numpy().tolist()"
+    wanted = explorer.ranking("sea", change).query("thinking_steps == 4")[["doc_id", "rank"]].head(3)
+    assert page.python(frame) == wanted.to_numpy().tolist()
+    assert page.python("explorer.thoughts.texts") == ["sea"]
+
+    page.find(".le-copy").click()
+    code = page.until(lambda: page.find(".le-code").text, "the code")
+    shown = {}
+    names = {"Change": Change, "model": None, "corpus": None}
+    stub = type(
+        "ll", (), {"explore": lambda *a: type("E", (), {"show": lambda self, *a, **k: shown.update(k, query=a[0])})()}
+    )
+    exec(code, names | {"ll": stub})
+    selection = {"documents": [first], "tokens": []}
+    assert shown == {"query": "sea", "thinking_steps": 4, "change": change, "selection": selection}
+
+    rows = list(csv.DictReader(io.StringIO(page.taken(".le-csv"))))
+    for row in rows:
+        frame = explorer.ranking("sea", None if row["column"] == "as thought" else change)
+        found = frame[
+            (frame["thinking_steps"] == int(row["thinking_steps"])) & (frame["doc_id"] == row["doc_id"])
+        ].iloc[0]
+        assert int(row["rank"]) == found["rank"] and float(row["score"]) == pytest.approx(found["score"], abs=1e-3)
+    for card in ("bump", "map"):
+        svg = xml.etree.ElementTree.fromstring(page.taken(f".le-{card} .le-svg"))
+        assert svg.tag.endswith("svg") and len(list(svg.iter())) > 20
+    page.python("1", "explorer.query = 'rain and snow'")
+    page.until(lambda: page.ranking() == expected(explorer, "rain and snow", 4), "the next query")
+    assert not page.all(".le-ranking-changed")
+
+
+def test_the_map(fresh, explorer):
+    page = fresh
+    search = page.find(".le-map .le-search")
+    search.send_keys("sea")
+    hits = [doc for doc, text in TASK.corpus.items() if "sea" in text or COLUMNS[doc]["kind"] == "sea"]
+    assert [n.get_attribute("data-doc") for n in page.all(".le-hits li")] == hits
+    assert page.find(".le-count").text == f"{len(hits)} of {len(TASK.corpus)} documents found"
+    search.send_keys("\ue003\ue003\ue003 ")
+    page.choose(".le-map .le-colour", "kind")
+    drawn = """
+        const canvas = document.querySelector(".le-map canvas"), [r, g, b] = arguments;
+        const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        const found = new Set();
+        for (let i = 0; i < data.length; i += 4)
+          if (data[i + 3] > 200) found.add([data[i], data[i + 1], data[i + 2]].join());
+        return found.size;
+    """
+    assert page.browser.execute_script(drawn) >= 2, "two categories, two colours"
+    page.all(".le-map .le-legend button")[0].click()
+    assert page.find(".le-count").text.startswith(str(sum(c["kind"] == "sea" for c in COLUMNS.values())))
+    page.all(".le-map .le-legend button")[0].click()
+    page.find(".le-map [aria-label=Nearer]").click()
+    script = "return document.querySelector('.le-map .le-here').getAttribute('cx')"
+    before = float(page.browser.execute_script(script))
+    from selenium.webdriver import ActionChains
+
+    ActionChains(page.browser).drag_and_drop_by_offset(page.find(".le-map canvas"), 60, 0).perform()
+    assert float(page.browser.execute_script(script)) == pytest.approx(before + 60, abs=2)
+    page.find(".le-map [aria-label=Farther]").click()
+    page.focus(".le-map canvas")
+    page.keys("\ue014", "\ue007")  # an arrow begins at the first document; Enter follows it
+    first = min(expected(explorer, TASK.queries["q1"], 3).items(), key=lambda d: d[1])[0]
+    page.until(lambda: page.python("explorer.selection['documents']") == [first], "the followed document")
+
+
+def test_a_model_that_fails_leaves_the_view(fresh, explorer):
+    page = fresh
+    before = page.ranking()
+    code = """
+import torch
+from laser_lab.encoder import LatentEncoder
+LatentEncoder.kept = LatentEncoder.think
+def fails(self, *args, **options):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+LatentEncoder.think = fails
+"""
+    page.python("1", code)
+    page.type("snow and rain")
+    page.until(lambda: page.find(".le-problem").text.startswith("The model ran out of memory"), "the reason")
+    assert page.ranking() == before and page.python("explorer.query") == TASK.queries["q1"]
+    nan = """
+def fails(self, *args, **options):
+    found = LatentEncoder.kept(self, *args, **options)
+    return found | {"states": found["states"] * float("nan")}
+LatentEncoder.think = fails
+"""
+    page.python("1", nan)
+    page.type("snow and rain")
+    page.until(lambda: "not finite" in page.find(".le-problem").text, "the reason")
+    assert page.ranking() == before
+    page.python("1", "LatentEncoder.think = LatentEncoder.kept")
+    page.type("snow and rain")
+    page.until(lambda: page.ranking() == expected(explorer, "snow and rain", 3), "the answer")
+
+
 # -- the static file -----------------------------------------------------------------------------------------------
 
 
@@ -446,3 +744,108 @@ def test_the_committed_file_opens(browser):
             browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
             assert weakest_contrast(page) >= [4.5], theme
             page.shot(f"{path.stem}-{theme}")
+
+
+def evil_explorer(folder):
+    corpus = {f"{i} {text}": text for i, text in enumerate(EVIL)}
+    columns = {doc: {text[:60]: text for text in EVIL} for doc in corpus}
+    queries = {f"q{i}": f"sea {text}"[:300] for i, text in enumerate(EVIL)}
+    task = RetrievalTask(EVIL[0], queries, corpus, {"q0": {next(iter(corpus)): 1}})
+    return Explorer(ll.load(folder, device="cpu"), task, metadata=columns)
+
+
+def test_evil_texts_run_nothing(browser, tiny_folder, tmp_path):
+    explorer = evil_explorer(tiny_folder)
+    browser.get(explorer.to_html(tmp_path / "evil.html").as_uri())
+    page = Page(browser)
+    for number, query in enumerate(explorer.task.queries.values()):
+        page.all(".le-examples button")[number].click()
+        page.until(lambda q=query: page.ranking() == expected(explorer, q, 3), query[:40])
+        page.all(".le-presets button")[1].click()
+        page.until(lambda: page.all(".le-ranking-changed li"), "the change")
+        page.find(".le-ranking .le-doc").click()
+        page.choose(".le-map .le-colour", " ".join(EVIL[number % len(EVIL)][:60].split()) if number < 4 else "nothing")
+        page.find(".le-copy").click()
+        compile(page.find(".le-code").text, "view", "exec")
+        page.taken(".le-csv")
+        assert browser.execute_script("return window.injected") is None and not page.all(":is(img, script)")
+        assert overflow(browser) == []
+    assert not page.errors()
+
+
+def overflow(browser):
+    """What reaches beyond the page's width."""
+    return browser.execute_script("""
+        const width = document.documentElement.clientWidth;
+        if (document.documentElement.scrollWidth <= width) return [];
+        return [...document.querySelectorAll(".laser-page *")].filter(n => n.getBoundingClientRect().right > width + 1)
+          .map(n => n.outerHTML.slice(0, 120)).slice(0, 5);
+    """)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 800, 1600])
+def test_every_width_in_both_themes(browser, explorer, tmp_path, width, theme):
+    features = [{"name": "prefers-color-scheme", "value": theme}]
+    size = {"width": width, "height": 1200, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        browser.get(explorer.to_html(tmp_path / "page.html").as_uri())
+        page = Page(browser)
+        page.until(lambda: page.ranking() == expected(explorer, TASK.queries["q1"], 3), "the first example")
+        page.all(".le-presets button")[1].click()
+        page.until(lambda: page.all(".le-ranking-changed li"), "the change")
+        page.find(".le-read-layers").click()
+        page.until(lambda: page.all(".le-layers td[data-key]"), "the layers")
+        page.find(".le-compute").click()
+        page.until(lambda: page.all(".le-effect-cell"), "the effects")
+        page.choose(".le-map .le-colour", "kind")
+        page.find(".le-ranking .le-doc").click()
+        page.find(".le-layers td[data-key]").click()
+        assert overflow(browser) == []
+        assert weakest_contrast(page) >= [4.5]
+        page.whole(f"width-{width}-{theme}")
+        assert not page.errors()
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.parametrize("count", [10_000, 100_000])
+def test_large_corpora(browser, tiny_folder, tmp_path, count):
+    """Every interaction of the page, drawn, in less than 100 ms with 10,000 documents."""
+    words = (
+        "why is the sky blue green sea because light scatters water and or not a very long question rain snow".split()
+    )
+    rng = np.random.default_rng(0)
+    corpus = {f"d{i}": " ".join(rng.choice(words, 3)) for i in range(count)}
+    columns = {doc: {"kind": text.split()[0]} for doc, text in corpus.items()}
+    model = ll.load(tiny_folder, device="cpu")
+    explorer = Explorer(model, corpus, ["sea", "the sky"], metadata=columns, batch_size=512)
+    browser.get(explorer.to_html(tmp_path / "page.html").as_uri())
+    page = Page(browser)
+    page.until(lambda: page.ranking() == expected(explorer, "sea", 3), "the first example", 120)
+    script = """
+        const [node, change, done] = arguments;
+        const started = performance.now();
+        new Function("node", change)(node);
+        requestAnimationFrame(() => setTimeout(() => done(performance.now() - started)));
+    """
+    steps = [
+        (".le-k", "node.value = 5; node.dispatchEvent(new Event('input'))"),
+        (".le-map .le-search", "node.value = 'sea snow'; node.dispatchEvent(new Event('input'))"),
+        (".le-map .le-colour", "node.value = 0; node.dispatchEvent(new Event('change'))"),
+        (".le-ranking .le-doc", "node.click()"),
+        (".le-map [aria-label=Nearer]", "node.click()"),
+        (".le-heat td", "node.click()"),
+    ]
+    times = {}
+    for selector, change in steps:
+        took = [page.browser.execute_async_script(script, page.find(selector), change) for _ in range(3)]
+        times[selector] = round(min(took), 1)
+    (SHOTS / f"times-{count}.json").write_text(json.dumps(times))
+    hits = sum("sea" in text and "snow" in text for text in corpus.values())
+    assert page.find(".le-count").text == f"{hits:,} of {count:,} documents found"
+    page.shot(f"corpus-{count}")
+    assert max(times.values()) < (100 if count == 10_000 else 1000), times

@@ -55,7 +55,8 @@ def test_the_last_layer_of_the_lens_is_what_the_thought_says(family):
     traced = think_layers(model, ["why is the sky blue", "sea"], 3)
     frame = logit_lens(model, traced, top=4)
     assert len(frame) == 2 * 3 * 3 * 4 and sorted(frame.layer.unique()) == [0, 1, 2]
-    last = frame[frame.layer == 2].drop(columns="layer").reset_index(drop=True)
+    last = frame[frame.layer == 2].drop(columns=["layer", "entropy", "last_rank"]).reset_index(drop=True)
+    assert (frame[frame.layer == 2].last_rank == 1).all() and (frame.last_rank >= 1).all()
     expected = ll.nearest_tokens(model, traced.thoughts, top=4)
     assert last.drop(columns="probability").equals(expected.drop(columns="probability"))
     assert (last.probability - expected.probability).abs().max() < 1e-5

@@ -6,21 +6,34 @@ function mount(root, host) {
   const view = new View(host);
   root.append(view.section);
   view.showValue();
+  view.showOther();
   view.setK(view.state.k);
-  const { first, examples } = host.settings;
-  if (!first && !examples.length) return;
-  view.query.value = examples[0];
-  if (first) view.show(first, null);
-  else view.ask(examples[0]);
+  view.start();
+  return view;
 }
 
-/** The controls, which stay, and what they show, which is drawn anew after every change. */
+/** What is shown, and what can be done to it. */
 class View {
   constructor(host) {
-    this.host = host;
-    this.settings = host.settings;
+    const { settings } = host;
+    Object.assign(this, { host, settings });
     this.name = `laser-explorer-${Math.random().toString(36).slice(2)}`; // ids differ between explorers on a page
-    this.state = { k: host.settings.start, base: null, changed: null, selected: null, asked: 0 };
+    this.state = {
+      k: host.get("thinking_steps") ?? settings.start,
+      base: null, // the first column's answer
+      second: null, // the second column's
+      docs: [], // ids of the documents that are followed
+      pins: [], // names of the tokens that are followed
+      layersOn: false,
+      layers: null, // [of the first column, of the second]
+      lens: "head",
+      shade: "probability",
+      cell: null,
+      effects: null,
+      neighbours: null,
+    };
+    this.asked = 0;
+    this.pending = 0;
     this.status = h("p", { class: "le-status", role: "status", "aria-live": "polite" });
     this.problem = h("p", { class: "le-problem", role: "alert" });
     this.results = h("div", { class: "le-results" });
@@ -28,41 +41,71 @@ class View {
       "section",
       { class: "laser-explorer", "aria-label": "Explorer of latent thoughts" },
       askForm(this),
-      this.settings.examples.length > 0 && exampleChips(this),
+      settings.examples.length > 0 && exampleChips(this),
       this.problem,
       stepsForm(this),
       changeForm(this),
       this.results,
+      exportForm(this),
     );
+    this.maps = range(0, host.places.length - 1).map((side) => new DocumentMap(this, side));
+  }
+
+  start() {
+    const { host, settings } = this;
+    const query = host.get("query") ?? settings.examples[0];
+    const chosen = host.get("selection");
+    if (chosen) Object.assign(this.state, { docs: chosen.documents, pins: chosen.tokens });
+    for (const name of ["query", "change", "beside"]) host.on(name, () => this.follow());
+    host.on("thinking_steps", () => this.setK(host.get("thinking_steps")));
+    host.on("selection", () => this.take(host.get("selection")));
+    this.themes = watchTheme(() => this.maps.forEach((map) => map.draw()));
+    if (!query) return;
+    this.query.value = query;
+    if (settings.first?.query === query) {
+      this.show(settings.first, null);
+      if (host.get("change") || Object.keys(host.get("beside") ?? {}).length) this.follow();
+    } else this.ask(query);
+  }
+
+  close() {
+    this.themes();
+    this.maps.forEach((map) => map.close());
+    this.host.close();
   }
 
   // -- asking --
 
-  async request(text, change) {
-    const { state, problem, status } = this;
-    const mine = ++state.asked;
+  /** An answer for a column, or null where it failed (what is shown stays) or a later question has overtaken it. */
+  async request(query, more = {}) {
+    const { problem, status } = this;
+    const mine = ++this.asked;
+    this.pending++;
     problem.textContent = "";
     status.textContent = "Thinking …";
     const slow = setTimeout(() => {
-      if (mine === state.asked)
+      if (mine === this.asked)
         status.textContent = "Still thinking. Is the notebook's kernel running, and no other cell?";
     }, 8000);
     try {
-      const answer = await this.host.ask(text, change);
-      return mine === state.asked ? answer : null; // a later question has overtaken this one
+      const answer = await this.host.ask("answer", { query, ...more });
+      return mine === this.asked ? named(answer) : null;
     } catch (error) {
-      if (mine === state.asked) {
-        status.textContent = "";
-        problem.textContent = error.message;
-      }
+      if (mine === this.asked) this.fail(error);
       return null;
     } finally {
       clearTimeout(slow);
+      this.pending--;
     }
   }
 
+  fail(error) {
+    this.status.textContent = "";
+    this.problem.textContent = error.message;
+  }
+
   async ask(text) {
-    const answer = await this.request(text, null);
+    const answer = await this.request(text);
     if (answer) this.show(answer, null);
   }
 
@@ -70,45 +113,224 @@ class View {
   async apply(change) {
     const { base } = this.state;
     if (!base) return;
-    const value = this.valueField.hidden ? "" : this.value.value;
-    const answer = await this.request(
-      base.query,
-      change ?? { step: Number(this.step.value), kind: this.kind.value, value },
-    );
+    const answer = await this.request(base.query, { change: change ?? this.given() });
     if (answer) this.show(base, answer);
   }
 
+  /** The change that the form describes. */
+  given() {
+    const kind = this.kind.value;
+    const value = this.valueField.hidden ? "" : this.value.value;
+    return { step: Number(this.step.value), kind, value, ...this.how(kind) };
+  }
+
+  how(kind) {
+    const whole = kind === "knock-out" || !this.host.live;
+    return whole ? { strength: 1, mode: "interpolate" } : { strength: Number(this.strength.value), mode: this.mode.value };
+  }
+
+  async putBeside(beside) {
+    const { base } = this.state;
+    if (!base) return;
+    const answer = await this.request(base.query, { beside });
+    if (answer) this.show(base, answer);
+  }
+
+  /** Show what Python has set, once the page's own questions are answered. */
+  async follow() {
+    if (this.pending || this.following) return;
+    const { host, state } = this;
+    this.following = true;
+    await new Promise((resolve) => setTimeout(resolve, 20)); // traits that are set together arrive one by one
+    this.following = false;
+    if (this.pending) return;
+    const [query, change, beside] = ["query", "change", "beside"].map((name) => host.get(name));
+    if (query && query !== state.base?.query) {
+      this.query.value = query;
+      const answer = await this.request(query, { take: false });
+      if (!answer) return;
+      this.show(answer, null, true);
+    }
+    const wanted = change?.label ?? JSON.stringify(beside ?? {});
+    if (wanted === (state.second?.change?.label ?? JSON.stringify(state.second?.beside ?? {}))) return;
+    if (!change && !Object.keys(beside).length) return this.show(state.base, null, true);
+    const second = await this.request(query, { ...(change ? { change } : { beside }), take: false });
+    if (second) this.show(state.base, second, true);
+  }
+
+  // -- what is shown --
+
   setK(k) {
-    const { slider, kShown, state, settings } = this;
+    const { slider, kShown, state, settings, host } = this;
     state.k = Math.min(settings.steps, Math.max(1, Math.round(k) || 1));
     slider.value = state.k;
     kShown.textContent = state.k;
+    host.set("thinking_steps", state.k);
+    if (host.live && state.neighbours) this.findNeighbours();
     this.draw();
   }
 
-  show(base, changed) {
-    const { state, problem, status } = this;
-    if (base !== state.base) state.selected = null;
-    Object.assign(state, { base, changed });
+  show(base, second, quiet = false) {
+    const { state, problem, status, host } = this;
+    if (base !== state.base) {
+      Object.assign(state, { effects: null, cell: null });
+      if (base && state.pins.length) this.fetchCourses(base);
+    }
+    if (second && state.pins.length) this.fetchCourses(second);
+    Object.assign(state, { base, second, layers: null });
     problem.textContent = "";
     if (base) {
-      const { seconds, notes } = changed ?? base;
-      const time = this.host.live ? `Answered in ${seconds.toFixed(2)} s.` : "";
+      const { seconds, notes } = second ?? base;
+      const time = host.live ? `Answered in ${seconds.toFixed(2)} s.` : "";
       status.textContent = [time, ...notes].join(" ").trim();
+    }
+    if (!second && !quiet) {
+      if (host.get("change")) host.set("change", null);
+      if (Object.keys(host.get("beside") ?? {}).length) host.set("beside", {});
     }
     this.suggest();
     this.draw();
+    if (state.layersOn) this.readLayers(true);
   }
+
+  set(values) {
+    Object.assign(this.state, values);
+    this.draw();
+  }
+
+  selected(id) {
+    return this.state.docs.includes(id);
+  }
+
+  select(id) {
+    const { docs } = this.state;
+    this.state.docs = this.selected(id) ? docs.filter((doc) => doc !== id) : [...docs, id];
+    this.tell();
+    this.findNeighbours();
+    this.draw();
+  }
+
+  /** The neighbours of the document that was chosen last. */
+  async findNeighbours() {
+    const { state, host } = this;
+    const row = host.documents.ids.indexOf(state.docs.at(-1));
+    const k = host.live ? state.k : this.settings.start;
+    const found = row < 0 ? null : await host.ask("neighbours", { row, k }).catch(() => null);
+    state.neighbours = found && { row, k, found };
+    drawFound(this.maps[0]);
+  }
+
+  /** Follow a token over the steps, or no longer. */
+  async pin(name, keep = false) {
+    const { state } = this;
+    if (state.pins.includes(name) && keep) return;
+    const pins = state.pins.includes(name) ? state.pins.filter((pin) => pin !== name) : [...state.pins, name];
+    const good = await Promise.all([state.base, state.second].map((answer) => this.fetchCourses(answer, pins)));
+    if (good.includes(false)) return;
+    state.pins = pins;
+    this.tell();
+    this.draw();
+  }
+
+  /** Ask for the courses of followed tokens that an answer lacks; false where that failed. */
+  async fetchCourses(answer, names = this.state.pins) {
+    const lacking = answer ? names.filter((name) => !answer.courses.some((course) => course.name === name)) : [];
+    if (!lacking.length) return true;
+    const { query, change, beside } = answer;
+    const first = beside?.query ? this.state.base.query : query;
+    try {
+      answer.courses.push(...(await this.host.ask("courses", { query: first, change, beside, names: lacking })));
+      this.draw();
+      return true;
+    } catch (error) {
+      this.fail(error);
+      return false;
+    }
+  }
+
+  /** Let Python see what was clicked. */
+  tell() {
+    this.host.set("selection", { documents: this.state.docs, tokens: this.state.pins });
+  }
+
+  take({ documents, tokens }) {
+    const { docs, pins } = this.state;
+    if (JSON.stringify([docs, pins]) === JSON.stringify([documents, tokens])) return;
+    Object.assign(this.state, { docs: documents, pins: tokens });
+    this.fetchCourses(this.state.base);
+    this.fetchCourses(this.state.second);
+    this.findNeighbours();
+    this.draw();
+  }
+
+  async readLayers(on, lens = this.state.lens) {
+    const { state, host } = this;
+    const { base, second } = state;
+    Object.assign(state, { layersOn: on, lens, layers: null });
+    this.refresh("layers");
+    const ask = (more) => host.ask("layers", { query: base.query, lens, ...more });
+    const of = { change: second?.change, beside: second?.beside, ...(second?.beside?.model ? { lens: "head" } : {}) };
+    try {
+      const found = [await ask({})];
+      state.layersProblem = "";
+      if (second) found.push(await ask(of).catch((error) => ((state.layersProblem = error.message), null)));
+      if (state.base !== base || state.second !== second || state.lens !== lens) return;
+      state.layers = found;
+    } catch (error) {
+      this.fail(error);
+      state.layersOn = false;
+    }
+    this.refresh("layers");
+  }
+
+  /** One effect after the other, so that the kernel can answer other questions in between. */
+  async computeEffects() {
+    const { state, host } = this;
+    const { base } = state;
+    try {
+      const presets = await host.ask("presets", { query: base.query });
+      const changes = presets.map((change) => (host.live ? { ...change, ...this.how(change.kind) } : change));
+      const effects = { changes, found: [], failed: 0 };
+      state.effects = effects;
+      for (const change of changes) {
+        if (state.effects !== effects) return; // another query
+        await host.ask("effect", { query: base.query, change }).then(
+          (effect) => effects.found.push(effect),
+          () => effects.failed++,
+        );
+        this.refresh("effects");
+      }
+    } catch (error) {
+      this.fail(error);
+    }
+  }
+
+  // -- the form --
 
   /** The value that the chosen kind of intervention needs. */
   showValue() {
-    const { kind, value, valueField, valueLabel } = this;
+    const { kind, value, valueField } = this;
     const labels = { token: "namely", query: "namely", noise: "seed" };
     valueField.hidden = !(kind.value in labels);
-    valueLabel.textContent = labels[kind.value] ?? "";
+    valueField.querySelector("label").textContent = labels[kind.value] ?? "";
     value.value = kind.value === "noise" ? "0" : "";
     value.placeholder = { token: "a token", query: "another query" }[kind.value] ?? "";
+    this.strengthField.hidden = kind.value === "knock-out";
+    this.showStrength();
     this.suggest();
+  }
+
+  showStrength() {
+    const { strength, mode, settings } = this;
+    [strength.min, strength.max] = settings.modes[mode.value];
+    strength.value = 1;
+    this.strengthShown.textContent = strength.value;
+  }
+
+  showOther() {
+    this.otherField.hidden = this.other.value !== "query";
+    if (this.other.value === "model") this.putBeside({ model: 1 });
+    else if (!this.other.value && Object.keys(this.state.second?.beside ?? {}).length) this.show(this.state.base, null);
   }
 
   suggest() {
@@ -118,8 +340,10 @@ class View {
     this.values.replaceChildren(...[...new Set(offered)].map((text) => h("option", { value: text })));
   }
 
-  /** A cell of the heat map, chosen: put this token in the place of its step's soft token. */
+  /** A cell of the heat map, chosen: follow its token, and put it in the place of its step's soft token. */
   choose(k, token) {
+    this.pin(token.name, true);
+    if (!this.host.live || k >= this.settings.steps) return;
     this.step.value = k;
     this.kind.value = "token";
     this.showValue();
@@ -127,182 +351,56 @@ class View {
     this.value.focus();
   }
 
-  select(id) {
-    this.state.selected = this.state.selected === id ? null : id;
-    this.draw();
-  }
-
   // -- drawing --
 
   draw() {
     const { results } = this;
-    const { base, changed, k } = this.state;
+    const { base, second, k } = this.state;
     const focused = results.contains(document.activeElement) ? document.activeElement.dataset.key : null;
     this.interventions.disabled = !base;
-    this.reset.hidden = !changed;
-    this.effect.textContent = changed ? describe(base, changed, k) : "";
+    this.reset.hidden = !second;
+    this.exports.hidden = !base;
+    this.effect.textContent = second ? describe(base, second, k) : "";
     if (!this.host.live && base) presetChips(this);
-    results.classList.toggle("le-both", Boolean(changed));
     const hint = "Type a query to see what it makes the model think.";
-    results.replaceChildren(...(base ? cards(this) : [h("p", { class: "le-quiet" }, hint)]));
+    results.replaceChildren(...(base ? Object.values(cards(this)) : [h("p", { class: "le-quiet" }, hint)]).filter(Boolean));
+    this.maps.forEach((map) => map.draw());
     if (focused) refocus(results, focused);
+  }
+
+  /** Draw a single card anew. */
+  refresh(part) {
+    const old = this.results.querySelector(`.le-card.le-${part}`);
+    if (!old) return;
+    const focused = old.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    old.replaceWith(cards(this, part)[part]);
+    if (focused) refocus(this.results, focused);
   }
 }
 
-// -- the controls -----------------------------------------------------------------------------------------------------
-
-function askForm(view) {
-  view.query = h("input", {
-    id: `${view.name}-query`,
-    type: "text",
-    class: "le-query",
-    autocomplete: "off",
-    spellcheck: "false",
-    placeholder: view.settings.examples[0] ?? "Type a query",
-    onkeydown: onEnter(() => view.ask(view.query.value)),
-  });
-  return h(
-    "div",
-    { class: "le-form le-ask", role: "search" },
-    h("label", { for: view.query.id }, "Query"),
-    view.query,
-    h("button", { type: "button", class: "le-go", onclick: () => view.ask(view.query.value) }, "Think"),
-  );
+/** An answer with what its column is called. */
+function named(answer) {
+  const { change, beside } = answer;
+  answer.label = change?.label ?? (beside?.query ? `“${clip(beside.query, 60)}”` : "the second model");
+  return answer;
 }
 
-function exampleChips(view) {
-  const ask = (text) => {
-    view.query.value = text;
-    view.ask(text);
+/** Call back when JupyterLab's or the system's theme changes; returns how to stop. */
+function watchTheme(action) {
+  const later = () => [0, 300, 1000].forEach((delay) => setTimeout(action, delay)); // the style sheet comes after
+  const observer = new MutationObserver(later);
+  observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name"] });
+  const media = matchMedia("(prefers-color-scheme: dark)");
+  media.addEventListener("change", later);
+  return () => {
+    observer.disconnect();
+    media.removeEventListener("change", later);
   };
-  return h(
-    "div",
-    { class: "le-chips le-examples", role: "group", "aria-label": "Examples" },
-    h("span", { class: "le-quiet" }, "Examples"),
-    view.settings.examples.map((text) =>
-      h("button", { type: "button", class: "le-chip", title: text, onclick: () => ask(text) }, clip(text, 60)),
-    ),
-  );
-}
-
-function stepsForm(view) {
-  const { steps } = view.settings;
-  const ticks = range(1, steps).map((k) => h("option", { value: k }));
-  view.slider = h("input", {
-    id: `${view.name}-k`,
-    type: "range",
-    class: "le-k",
-    min: 1,
-    max: steps,
-    step: 1,
-    value: view.state.k,
-    list: `${view.name}-ticks`,
-    oninput: () => view.setK(Number(view.slider.value)),
-  });
-  view.kShown = h("output", { class: "le-k-shown", for: view.slider.id });
-  return h(
-    "div",
-    { class: "le-form" },
-    h("label", { for: view.slider.id }, "Thinking steps K"),
-    view.slider,
-    view.kShown,
-    h("datalist", { id: `${view.name}-ticks` }, ticks),
-    view.status,
-  );
-}
-
-function changeForm(view) {
-  const { name, settings } = view;
-  const field = (...nodes) => h("span", { class: "le-field" }, nodes);
-  const option = ([value, text]) => h("option", { value }, text);
-  const steps = range(1, settings.steps - 1).map((k) => [k, String(k)]);
-  view.step = h("select", { id: `${name}-step`, class: "le-step" }, steps.map(option));
-  view.kind = h(
-    "select",
-    { id: `${name}-kind`, class: "le-kind", onchange: () => view.showValue() },
-    Object.entries(settings.kinds).map(option),
-  );
-  view.value = h("input", {
-    id: `${name}-value`,
-    type: "text",
-    class: "le-value",
-    autocomplete: "off",
-    spellcheck: "false",
-    list: `${name}-values`,
-    onkeydown: onEnter(() => view.apply()),
-  });
-  view.valueLabel = h("label", { for: view.value.id });
-  view.values = h("datalist", { id: `${name}-values` });
-  view.valueField = field(view.valueLabel, view.value, view.values);
-  view.effect = h("p", { class: "le-effect", role: "status", "aria-live": "polite" });
-  const undo = { type: "button", class: "le-reset", onclick: () => view.show(view.state.base, null) };
-  view.reset = h("button", undo, "Undo the change");
-  view.presets = h("div", { class: "le-chips le-presets" });
-  const form = [
-    field(h("label", { for: view.step.id }, "Instead of soft token"), view.step),
-    field(h("label", { for: view.kind.id }, "feed back"), view.kind),
-    view.valueField,
-    h("button", { type: "button", class: "le-apply", onclick: () => view.apply() }, "Apply"),
-  ];
-  view.interventions = h(
-    "fieldset",
-    { class: "le-panel" },
-    h("legend", {}, "Change a thought"),
-    h("div", { class: "le-form" }, view.host.live ? form : view.presets, view.reset),
-    view.effect,
-  );
-  return view.interventions;
-}
-
-/** In a file: the changes that it holds. */
-function presetChips(view) {
-  const { base, changed } = view.state;
-  const chip = (change) => ({
-    type: "button",
-    class: "le-chip",
-    "data-key": change.label,
-    "aria-pressed": String(changed?.change.label === change.label),
-    title: change.label,
-    onclick: () => view.apply(change).then(() => refocus(view.presets, change.label)),
-  });
-  const changes = view.host.presets(base.query);
-  view.presets.replaceChildren(...changes.map((change) => h("button", chip(change), clip(change.label, 60))));
-}
-
-// -- what they show ---------------------------------------------------------------------------------------------------
-
-function cards(view) {
-  const { base, changed, k } = view.state;
-  const after = changed?.change.label;
-  const hint = "A soft token is the mixture of its step's tokens. Choose one to feed it back alone.";
-  return [
-    card(
-      "tokens",
-      "What each step says",
-      heatMap(view, base, "as thought"),
-      view.host.live && h("p", { class: "le-quiet" }, hint),
-    ),
-    changed && card("tokens-changed", `What each step says: ${after}`, heatMap(view, changed, "changed")),
-    card("ranking", `Ranking at K = ${k}`, list(view, base, null)),
-    changed && card("ranking-changed", `Ranking at K = ${k}: ${after}`, list(view, changed, base)),
-    card("bump", "Ranking for every K", bump(view, base), legend(base)),
-    changed && card("bump-changed", `Ranking for every K: ${after}`, bump(view, changed), legend(changed)),
-    card("map", "The way among the documents", map(view), mapNote(view)),
-  ].filter(Boolean);
-}
-
-function card(part, title, ...content) {
-  return h("section", { class: `le-card le-${part}`, "aria-label": title }, h("h2", {}, title), content);
-}
-
-function refocus(parent, key) {
-  [...parent.querySelectorAll("[data-key]")].find((node) => node.dataset.key === key)?.focus({ preventScroll: true });
 }
 
 function render({ model, el }) {
-  const host = kernelHost(model);
-  mount(el, host);
-  return host.close;
+  const view = mount(el, kernelHost(model));
+  return () => view.close();
 }
 
 export default { render };

@@ -6,7 +6,7 @@ function list(view, answer, before) {
   if (at(answer.documents[0]) === null)
     return h("p", { class: "le-quiet" }, "Nothing is left to pool: the only step was knocked out.");
   const rows = answer.documents
-    .filter((d) => at(d) <= view.settings.top || d.relevant)
+    .filter((d) => at(d) <= view.settings.top || d.relevant || view.selected(d.id))
     .sort((a, b) => at(a) - at(b));
   return h(
     "ol",
@@ -16,14 +16,14 @@ function list(view, answer, before) {
 }
 
 function listRow(view, d, before) {
-  const { k, selected } = view.state;
+  const { k } = view.state;
   const rank = d.ranks[k - 1];
   const name = {
     type: "button",
     class: "le-doc",
     title: d.text,
     "data-key": `${before ? "changed" : "base"} ${d.id}`,
-    "aria-pressed": String(selected === d.id),
+    "aria-pressed": String(view.selected(d.id)),
     onclick: () => view.select(d.id),
   };
   const star = h("span", { class: "le-star" }, "★", h("span", { class: "le-hidden" }, " relevant: "));
@@ -55,7 +55,7 @@ function movement(was, is) {
 function bump(view, answer) {
   const { steps, top } = view.settings;
   const [width, left, right, up, gap] = [640, 46, 146, 24, 29];
-  const order = (d) => (d.id === view.state.selected ? 2 : d.relevant ? 1 : 0);
+  const order = (d) => (view.selected(d.id) ? 2 : d.relevant ? 1 : 0);
   const drawn = answer.documents
     .filter((d) => order(d) > 0 || d.ranks.some((rank) => rank !== null && rank <= top))
     .sort((a, b) => order(a) - order(b));
@@ -78,6 +78,7 @@ function bump(view, answer) {
       "aria-label": `Rank for K from 1 to ${steps}. ${summary}`,
     },
     s("rect", { class: "le-now", x: x(view.state.k) - 17, y: 2, width: 34, height: height - 4, rx: 6 }),
+    answer.taken < steps && endMark(x(answer.taken + 0.5), 2, height - 4),
     range(1, steps).map((k) =>
       s("text", { class: "le-axis", x: x(k), y: 15, "text-anchor": "middle" }, k === 1 ? "K=1" : k),
     ),
@@ -91,7 +92,7 @@ function bump(view, answer) {
 
 function bumpLine(view, d, x, y) {
   const { top } = view.settings;
-  const tier = d.id === view.state.selected ? "le-selected" : d.relevant ? "le-relevant" : "";
+  const tier = view.selected(d.id) ? "le-selected" : d.relevant ? "le-relevant" : "";
   const below = tier !== ""; // others leave the chart where they leave the first ranks
   const points = d.ranks.map((rank, i) =>
     rank === null || (rank > top && !below) ? null : [x(i + 1), y(rank, d.id), rank],
@@ -125,21 +126,27 @@ function legend(answer) {
   );
 }
 
-/** In one sentence, what an intervention did at K. */
-function describe(base, changed, k) {
-  const { label, step, kind } = changed.change;
+/** In one sentence, how the second column differs from the first at K. */
+function describe(base, second, k) {
+  const { label, change, beside } = second;
   const at = (answer) => answer.documents.map((d) => d.ranks[k - 1]);
-  if (at(changed)[0] === null) return `${label}: at K = ${k} nothing is left to pool.`;
-  if (kind === "knock-out" ? k < step : k <= step)
-    return `${label}: at K = ${k} nothing changes, for soft token ${step} is first read at step ${step + 1}. Raise K.`;
+  if (at(second)[0] === null) return `${label}: at K = ${k} nothing is left to pool.`;
   const first = (answer) => answer.documents.find((d) => d.ranks[k - 1] === 1);
-  const best = (answer, field) => Math.min(...answer.documents.filter((d) => d.relevant).map((d) => d[field][k - 1]));
-  const [was, is] = [first(base), first(changed)];
+  const [was, is] = [first(base), first(second)];
   const top =
     was.id === is.id
-      ? `“${clip(is.text, 50)}” stays first`
+      ? `“${clip(is.text, 50)}” ${change ? "stays" : "is"} first${change ? "" : " in both"}`
       : `“${clip(is.text, 50)}” comes first instead of “${clip(was.text, 50)}”`;
-  if (!changed.judged) return `${label}: at K = ${k}, ${top}.`;
-  const [from, to] = [best(changed, "before"), best(changed, "ranks")];
-  return `${label}: at K = ${k} the relevant document ${from === to ? `stays at rank ${to}` : `goes from rank ${from} to ${to}`}; ${top}.`;
+  if (beside?.query) return `${label}: at K = ${k}, ${top}.`;
+  if (change) {
+    if (change.step >= base.taken)
+      return `${label}: nothing changes, for the thought ended at step ${base.taken} and feeds this soft token to nobody.`;
+    if (change.kind === "knock-out" ? k < change.step : k <= change.step)
+      return `${label}: at K = ${k} nothing changes, for soft token ${change.step} is first read at step ${change.step + 1}. Raise K.`;
+  }
+  const best = (answer, field) => Math.min(...answer.documents.filter((d) => d.relevant).map((d) => d[field][k - 1]));
+  if (!second.judged) return `${label}: at K = ${k}, ${top}.`;
+  const [from, to] = [best(second, "before"), best(second, "ranks")];
+  const moved = from === to ? `stays at rank ${to}` : `goes from rank ${from} to ${to}`;
+  return `${label}: at K = ${k} the relevant document ${moved}; ${top}.`;
 }

@@ -1,11 +1,11 @@
 // What each step says, as a heat map: rows are steps, columns ranks.
 
-/** One tab stop; arrows move, Enter takes the token for an intervention. */
+/** One tab stop; arrows move, Enter follows the token and takes it for an intervention. */
 function heatMap(view, answer, part) {
-  const { live } = view.host;
+  const columns = Math.max(...answer.tokens.map((step) => step.length));
   const table = h(
     "table",
-    { class: "le-heat", role: live ? "grid" : false },
+    { class: "le-heat", role: "grid" },
     h("caption", { class: "le-hidden" }, "Most probable tokens of every thinking step, best first"),
     h(
       "thead",
@@ -14,48 +14,52 @@ function heatMap(view, answer, part) {
         "tr",
         {},
         h("th", { scope: "col" }, "step"),
-        answer.tokens[0].map((_, rank) => h("th", { scope: "col" }, rank + 1)),
+        range(1, columns).map((rank) => h("th", { scope: "col" }, rank)),
       ),
     ),
     h(
       "tbody",
       {},
-      answer.tokens.map((tokens, row) => heatRow(view, answer, tokens, row, part)),
+      answer.tokens.map((tokens, row) => heatRow(view, answer, tokens, row, part, columns)),
     ),
   );
-  if (live) table.addEventListener("keydown", moveInGrid);
+  table.addEventListener("keydown", moveInGrid);
   return table;
 }
 
-function heatRow(view, answer, tokens, row, part) {
+function heatRow(view, answer, tokens, row, part, columns) {
   const k = row + 1;
   const replaced = answer.change?.step === k;
   const out = replaced && answer.change.kind === "knock-out";
-  const mark = { class: "le-mark", title: out ? "not pooled, and not fed back" : "not fed back: replaced" };
+  const mark = { class: "le-mark", title: out ? "not pooled, and not fed back" : "not fed back as it was: changed" };
+  const over = k > answer.taken;
   return h(
     "tr",
-    { class: classes(k > view.state.k && "le-later", replaced && "le-replaced", out && "le-out") },
+    {
+      class: classes(k > view.state.k && "le-later", replaced && "le-replaced", out && "le-out", over && "le-over"),
+    },
     h("th", { scope: "row" }, k, replaced && h("span", mark, out ? " ✕" : " ⇄")),
-    tokens.map((token, rank) => heatCell(view, token, k, rank, part)),
+    over
+      ? h("td", { colspan: columns, class: "le-none" }, k === answer.taken + 1 ? "the thought has ended" : "–")
+      : tokens.map((token, rank) => heatCell(view, token, k, rank, part)),
   );
 }
 
 function heatCell(view, token, k, rank, part) {
-  const { live } = view.host;
-  const take = live && k < view.settings.steps;
+  const take = view.host.live && k < view.settings.steps;
   const cell = h(
     "td",
     {
       class: token.p >= 0.8 ? "le-strong" : "",
-      title: `${readable(token.text)}: ${percent(token.p)}` + (take ? " · click to feed it back" : ""),
-      tabindex: live ? (k === 1 && rank === 0 ? 0 : -1) : false,
-      "data-key": live && `${part} ${k - 1} ${rank}`,
+      title: `${readable(token.text)}: ${percent(token.p)} · click to follow it` + (take ? " and to feed it back" : ""),
+      tabindex: k === 1 && rank === 0 ? 0 : -1,
+      "data-key": `${part} ${k - 1} ${rank}`,
+      onclick: () => view.choose(k, token),
     },
     h("span", { class: "le-token" }, clip(readable(token.text), 14)),
     h("span", { class: "le-p" }, percent(token.p)),
   );
   cell.style.setProperty("--p", token.p);
-  if (take) cell.addEventListener("click", () => view.choose(k, token));
   return cell;
 }
 
@@ -72,7 +76,7 @@ function moveInGrid(event) {
   else if (!down && !right) return;
   else {
     const next = body.children[row + down]?.cells[column + right];
-    if (next?.tagName === "TD") {
+    if (next?.tagName === "TD" && next.dataset.key) {
       cell.tabIndex = -1;
       next.tabIndex = 0;
       next.focus();

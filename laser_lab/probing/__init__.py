@@ -27,6 +27,7 @@ from laser_lab.probing.geometry import (
     hop_labels,
     linear_probes,
 )
+from laser_lab.probing.lens import TunedLens, fit_lens
 from laser_lab.probing.swaps import bridge_swaps, outcome_rates, undisturbed_thoughts
 from laser_lab.probing.tracing import LayerThoughts, think_layers, trace
 from laser_lab.probing.vocabulary import (
@@ -36,6 +37,8 @@ from laser_lab.probing.vocabulary import (
     nearest_tokens,
     readable,
     reasoning_mass,
+    step_statistics,
+    token_course,
     token_embeddings,
     token_id,
     token_names,
@@ -45,6 +48,7 @@ __all__ = [
     "Edit",
     "Intervention",
     "LayerThoughts",
+    "TunedLens",
     "blend",
     "bridge_swaps",
     "cka",
@@ -55,6 +59,7 @@ __all__ = [
     "effective_rank",
     "effective_ranks",
     "fed_back",
+    "fit_lens",
     "hop_labels",
     "interventions",
     "knock_out",
@@ -71,9 +76,11 @@ __all__ = [
     "replace",
     "soft_tokens",
     "steer",
+    "step_statistics",
     "swap",
     "think_and_keep",
     "think_layers",
+    "token_course",
     "token_embeddings",
     "token_id",
     "token_names",

@@ -124,11 +124,12 @@ def think_and_keep(
     *,
     prompt_name: str | None = None,
     batch_size: int = 32,
+    threshold: float | None = None,
     edit: Edit | None = None,
     show_progress_bar: bool = False,
 ) -> tuple[Thoughts, Tensor]:
     """:func:`laser_lab.think`, and the (B, S, D) soft tokens that were fed back, after `edit`: S = K-1, or K with
-    pooling ``"generated"``."""
+    pooling ``"generated"``; zeros after a thought has ended."""
     steps = steps_of(model, thinking_steps)
     kept = torch.zeros(len(texts), fed_back_count(model, steps), model.get_embedding_dimension())
 
@@ -138,7 +139,7 @@ def think_and_keep(
         return soft_token
 
     options = dict(prompt_name=prompt_name, batch_size=batch_size, show_progress_bar=show_progress_bar)
-    return think(model, texts, steps, edit=keep, **options), kept
+    return think(model, texts, steps, threshold=threshold, edit=keep, **options), kept
 
 
 def soft_tokens(
@@ -149,8 +150,10 @@ def soft_tokens(
     prompt_name: str | None = None,
     batch_size: int = 32,
 ) -> Tensor:
-    """(B, S, D): the soft tokens that each text's thinking feeds back (:func:`think_and_keep`)."""
-    return think_and_keep(model, texts, thinking_steps, prompt_name=prompt_name, batch_size=batch_size)[1]
+    """(B, S, D): the soft tokens that each text's thinking feeds back (:func:`think_and_keep`). A thought that ends
+    itself goes on here, so that all texts have a value at every step."""
+    options = dict(prompt_name=prompt_name, batch_size=batch_size, threshold=0.0)
+    return think_and_keep(model, texts, thinking_steps, **options)[1]
 
 
 def steps_of(model: SentenceTransformer, thinking_steps: int | None) -> int:

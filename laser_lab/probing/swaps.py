@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from laser_lab.base.stats import proportion
 from laser_lab.data.hopworld import Composition, HopWorld
@@ -131,7 +132,7 @@ def _outcomes(
     for readout in ["all"] if one_pass else ["all", "later"]:
         found, found_before = (
             [documents_of[i] for i in (vectors @ documents.embeddings.T).argmax(1).tolist()]
-            for vectors in (t.embeddings if readout == "all" else pool(t.states[:, changed:]) for t in (after, before))
+            for vectors in (_read(t, 0 if readout == "all" else changed) for t in (after, before))
         )
         for row, (c, entity) in enumerate(zip(compositions, entities)):
             if entity is None:
@@ -143,6 +144,11 @@ def _outcomes(
             result.append([*query, found[row], found_before[row], *outcomes, said[row] == path[0]])
     columns = "query_id step readout bridge swapped answer changed_answer retrieved undisturbed"
     return pd.DataFrame(result, columns=[*columns.split(), "outcome", "undisturbed_outcome", "next_changed"])
+
+
+def _read(thoughts: Thoughts, first: int) -> Tensor:
+    """(B, D) embeddings of the states from `first` (from 0) on."""
+    return pool(thoughts.states[:, first:], thoughts.weights[:, first:]) if first else thoughts.embeddings
 
 
 def _donor(

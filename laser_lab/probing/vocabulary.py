@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,9 @@ from laser_lab.thinking import Thoughts
 if TYPE_CHECKING:
     import pandas as pd
     from sentence_transformers import SentenceTransformer
+
+Lens = Callable[[Tensor], Tensor]
+"""(L+1, D) residual streams of all layers to where the last layer would have put them, (L+1, D)"""
 
 
 def fed_back(model: SentenceTransformer, texts: Sequence[str], thinking_steps: int, **options: Any) -> Thoughts:
@@ -78,16 +81,75 @@ def nearest_tokens(
     return pd.DataFrame(rows, columns=["text", "query", "step", "rank", "token_id", "token", measure])
 
 
-def logit_lens(model: SentenceTransformer, traced: LayerThoughts, top: int = 5) -> pd.DataFrame:
+def step_statistics(model: SentenceTransformer, thoughts: Thoughts) -> pd.DataFrame:
+    """How sure each step is of its next token, from p_k = softmax(W h_k).
+
+    Returns:
+        A row per text and step: ``text``, ``step``, ``entropy`` (nats), ``effective_tokens`` (its exp),
+        ``top_probability``, ``divergence`` (KL(p_k || p_{k+1}); NaN at the last step), ``end_probability`` (of the
+        token that ends thoughts, or of eos), ``weight`` (of the state in the embedding) and ``ended`` (whether the
+        thought was over: its numbers are NaN then).
+    """
+    import pandas as pd
+
+    backbone, encoder = model[0].backbone, model[0]
+    end = encoder.tokenizer.eos_token_id if encoder.end_token is None else encoder.end_token
+    frames = []
+    for index in range(len(thoughts)):
+        with torch.inference_mode():
+            states = thoughts.states[index].to(backbone.head.weight.device)
+            logs = backbone.logits(states).log_softmax(-1)
+            p = logs.exp()
+            entropy = torch.special.entr(p).sum(-1)
+            divergence = torch.full_like(entropy, torch.nan)
+            divergence[:-1] = (p[:-1] * (logs[:-1] - logs[1:])).sum(-1)
+            columns = {"entropy": entropy, "effective_tokens": entropy.exp(), "top_probability": p.amax(-1)}
+            columns |= {"divergence": divergence, "end_probability": p[:, end] if end is not None else entropy * 0}
+            frame = pd.DataFrame({name: values.double().cpu().numpy() for name, values in columns.items()})
+        taken = int(thoughts.steps_taken[index])
+        frame.loc[taken:] = float("nan")
+        frame.loc[taken - 1 : taken - 1, "divergence"] = float("nan")
+        frame.insert(0, "text", index)
+        frame.insert(1, "step", range(1, len(frame) + 1))
+        frame["weight"], frame["ended"] = thoughts.weights[index].double().numpy(), frame["step"] > taken
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def token_course(model: SentenceTransformer, thoughts: Thoughts, token_ids: Sequence[int]) -> pd.DataFrame:
+    """Chosen tokens over the steps: a row per ``text``, ``token_id`` and ``step`` with ``probability`` under
+    softmax(W h_k) and ``rank`` (from 1) in the vocabulary."""
+    import pandas as pd
+
+    backbone = model[0].backbone
+    ids, rows = torch.tensor(list(token_ids), dtype=torch.long), []
+    for index in range(len(thoughts)):
+        for step, state in enumerate(thoughts.states[index], 1):
+            with torch.inference_mode():
+                logits = backbone.logits(state.to(backbone.head.weight.device)).cpu()
+                log_total = logits.logsumexp(-1)
+                for token, logit in zip(ids.tolist(), logits[ids]):
+                    rank = 1 + int((logits > logit).sum())
+                    rows.append((index, token, step, float((logit - log_total).exp()), rank))
+    frame = pd.DataFrame(rows, columns=["text", "token_id", "step", "probability", "rank"])
+    return frame.sort_values(["text", "token_id", "step"], ignore_index=True)
+
+
+def logit_lens(
+    model: SentenceTransformer, traced: LayerThoughts, top: int = 5, lens: Lens | None = None
+) -> pd.DataFrame:
     """What each layer would say at each step: softmax(W norm(x)) of the residual stream x behind it (nostalgebraist,
     2020). The last layer says what :func:`nearest_tokens` reads from the state itself.
 
     Args:
         traced: Of :func:`laser_lab.probing.think_layers`.
+        lens: Puts x where the last layer would have (:func:`laser_lab.probing.fit_lens`: the tuned lens). Default:
+            x as it is.
 
     Returns:
         A tidy frame, one row per (text, step, layer, rank): as :func:`nearest_tokens`, and ``layer`` (0: what enters
-        the first).
+        the first), ``entropy`` of the reading (nats) and ``last_rank``: the rank here of the token that the last layer
+        puts first.
 
     Raises:
         ValueError: `top` is out of range, or the backbone's final norm cannot be found.
@@ -101,9 +163,16 @@ def logit_lens(model: SentenceTransformer, traced: LayerThoughts, top: int = 5) 
     for index, text in enumerate(traced.thoughts.texts):
         for step, stream in enumerate(traced.layers[index], 1):
             with torch.inference_mode():
-                probabilities = backbone.logits(norm(stream.to(table))).softmax(-1)
-            rows += [(index, text, step, *found) for found in _best(backbone, probabilities, top)]
-    columns = ["text", "query", "step", "layer", "rank", "token_id", "token", "probability"]
+                moved = stream if lens is None else lens(stream)
+                p = backbone.logits(norm(moved.to(table))).softmax(-1)
+                entropy = torch.special.entr(p).sum(-1).tolist()
+                last = p[:, p[-1].argmax()]
+                ranks = (1 + (p > last[:, None]).sum(-1)).tolist()
+            rows += [
+                (index, text, step, layer, *found, entropy[layer], ranks[layer])
+                for layer, *found in _best(backbone, p, top)
+            ]
+    columns = ["text", "query", "step", "layer", "rank", "token_id", "token", "probability", "entropy", "last_rank"]
     return pd.DataFrame(rows, columns=columns)
 
 
