@@ -18,7 +18,7 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
 from laser_lab.backbone import Backbone
-from laser_lab.base.inputs import Input, check_steps, check_texts, in_batches, is_single, label_of
+from laser_lab.base.inputs import Input, check_steps, check_texts, check_threshold, in_batches, is_single, label_of
 from laser_lab.data.prompts import join_queries, prefixed
 from laser_lab.data.templates import check_template, wrapped
 from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
@@ -96,8 +96,7 @@ class LatentEncoder(InputModule):
             raise ValueError(f"pooling must be 'all' or 'generated', got {pooling!r}")
         if halting and pooling != "all":
             raise ValueError(f"halting weighs all states: it cannot be used with pooling={pooling!r}")
-        if not isinstance(halting_threshold, (int, float)) or not 0 <= halting_threshold < 1:
-            raise ValueError(f"halting_threshold must be from 0 to below 1, got {halting_threshold!r}")
+        check_threshold(halting_threshold)
         self.thinking_steps = check_steps(thinking_steps)
         self.document_steps = None if document_steps is None else check_steps(document_steps)
         self.pooling = pooling
@@ -207,7 +206,7 @@ class LatentEncoder(InputModule):
             mask,
             steps + skipped,
             end_token=self.end_token,
-            threshold=self.halting_threshold if threshold is None else threshold,
+            threshold=self.halting_threshold if threshold is None else check_threshold(threshold),
             read_all=words is not None,
             edit=edit,
         )

@@ -146,6 +146,8 @@ class LatentMethod(Method):
             raise ValueError(f"pooling must be 'all' or 'generated', got {self.pooling!r}")
         if self.halting and self.pooling != "all":
             raise ValueError(f"halting weighs all states: it cannot be used with pooling={self.pooling!r}")
+        if self.halting and (self.stepwise or self.monotonicity):
+            raise ValueError("GIRCSE's terms pool all states evenly: they cannot be used with halting")
         if self.downsampling not in ("released", "paper"):
             raise ValueError(f"downsampling must be 'released' or 'paper', got {self.downsampling!r}")
         if self.explicit_format not in ("segments", "released"):

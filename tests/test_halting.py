@@ -241,3 +241,9 @@ def test_tokens_are_read_up_to_the_end(model):
     assert len(set(thoughts.steps_taken.tolist())) > 1
     found = ll.nearest_tokens(model, thoughts, top=1).groupby("text")["step"].max()
     assert found.tolist() == thoughts.steps_taken.tolist()
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan"), True, "0.1"])
+def test_a_threshold_of_a_call_is_checked(model, threshold):
+    with pytest.raises(ValueError, match="threshold must be from 0 to below 1"):
+        ll.think(model, TEXTS, threshold=threshold)

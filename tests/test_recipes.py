@@ -1,5 +1,7 @@
 """The table of recipes and the readings of adaptive K, on tiny worlds."""
 
+import dataclasses
+
 import pandas as pd
 import pytest
 import torch
@@ -50,6 +52,20 @@ def test_a_row_per_training_written_as_they_come(tiny, capsys):
     cell = Cell("lexical", 0, 3, world=WORLD, settings=SHORT)
     frame = cell.frame()
     assert set(frame["depth"]) == {1, 2} and frame.loc[frame["depth"] == 1, "step2_names_bridge"].isna().all()
+
+
+def test_the_search_tries_every_method_equally(tiny, monkeypatch):
+    assert len({len(trials) for trials in recipes.SEARCH.values()}) == 1
+    small = {"lexical": ({"lexical": 1.0}, {}), "latent-halting": ({"learning_rate": 1e-3}, {})}
+    monkeypatch.setattr(recipes, "SEARCH", small)
+    monkeypatch.setattr(recipes, "search_cells", lambda seeds, find=recipes.search_cells: [
+        dataclasses.replace(cell, world=WORLD, settings=SHORT | cell.settings) for cell in find(seeds)])  # fmt: skip
+    out = tiny / "search.csv"
+    assert recipes.main([str(out), "--search", "--seeds", "1", "--workers", "0"]) == 0
+    found = pd.read_csv(out)
+    assert found["method"].tolist() == ["lexical", "lexical", "latent-halting", "latent-halting"]
+    assert found["changed"].str.contains("lexical=1.0").sum() == 1
+    assert found["changed"].str.contains("learning_rate=0.001").sum() == 1
 
 
 def test_ways_of_reading_one_model(tiny):

@@ -78,6 +78,13 @@ def _is_image(value: Any) -> bool:
     return hasattr(value, "getpixel")  # PIL itself is needed only by those who have one
 
 
+def check_threshold(threshold: float) -> float:
+    """A halting threshold if it is in [0, 1), else a ValueError."""
+    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)) or not 0 <= threshold < 1:
+        raise ValueError(f"the halting threshold must be from 0 to below 1, got {threshold!r}")
+    return threshold
+
+
 def in_batches(inputs: Sequence[Input], batch_size: int, progress: str | None = None) -> Iterator[list[int]]:
     """Batches of inputs of like length, the longest first: the indices of each. `progress` names a bar, if any."""
     order = sorted(range(len(inputs)), key=lambda i: len(text_of(inputs[i])), reverse=True)

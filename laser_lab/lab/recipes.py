@@ -2,8 +2,7 @@
 
 Every row x K x seed of :data:`GROUPS`, each cell cached, into one table with a row per training:
 ``python -m laser_lab.lab.recipes figures/data/recipes.csv``. The table is written after every few cells, so a run that
-is cut leaves what it has, and a second run goes on. ``--search`` reads on dev instead, at every setting of
-:data:`SEARCH`.
+is cut leaves what it has, and a second run goes on. ``--search`` runs the trials of :data:`SEARCH` on dev instead.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.files import write_text
@@ -24,6 +22,7 @@ from laser_lab.lab.provenance import code_version
 if TYPE_CHECKING:
     import pandas as pd
 
+AT_ONCE = 4  # cells between two writings of the table
 FAILED = 0.9
 """A training whose nDCG@10 at its own K is below this has failed."""
 
@@ -103,6 +102,7 @@ def row_of(cell: Cell, group: str) -> dict[str, Any]:
         "failed": bool(own["ndcg@10"].mean() < FAILED),
         "steps": own["steps"].mean(),
         "document_steps": own["document_steps"].mean(),
+        "changed": ", ".join(f"{k}={v}" for k, v in (cell.changes | cell.settings).items()),
         "bridges": own.filter(regex="^step.*_names_bridge$").stack().mean(),
         "seconds": cell.record["seconds"],
     }
@@ -120,31 +120,37 @@ def table(cells: Iterable[tuple[str, Cell]]) -> pd.DataFrame:
 
 
 def summary(trainings: pd.DataFrame) -> pd.DataFrame:
-    """Per group, method and K: the mean over seeds, the worst seed, and the failure rate with its Wilson interval."""
+    """The mean over seeds, the worst seed and the failure rate with its Wilson interval, per group, method, K and what
+    was changed."""
     import pandas as pd
 
     rows = []
-    for key, some in trainings.groupby(["group", "method", "thinking_steps"], sort=False):
+    by = ["group", "method", "thinking_steps", "changed"]
+    for key, some in trainings.groupby(by, sort=False, dropna=False):
         rate = failure_rate(some["ndcg@10"], FAILED)
         rows.append([*key, some["ndcg@10"].mean(), some["ndcg@10"].min(), *rate, some["steps"].mean(), len(some)])
-    columns = "group method thinking_steps ndcg@10 worst failures low high steps seeds"
+    columns = "group method thinking_steps changed ndcg@10 worst failures low high steps seeds"
     return pd.DataFrame(rows, columns=columns.split())
 
 
-SEARCH: dict[str, tuple[Any, ...]] = {"learning_rate": (1e-3, 2e-3, 3e-3), "max_steps": (400, 800)}
-"""Settings tried on dev for every method of ``--search``, all with the same effort."""
+SEARCH: dict[str, tuple[dict[str, Any], ...]] = {
+    "laser-halting": ({"output": 10.0, "trajectory": 0.1}, {"output": 1.0, "trajectory": 0.1}, {}),
+    "latent-halting": ({"learning_rate": 1e-3}, {}, {"learning_rate": 3e-3}),
+    "lexical": ({"lexical": 1.0}, {}, {"lexical": 10.0}),
+}
+"""What was tried on dev for each method in the easy world at K=5, equally often: changes of the row or of the training
+over what is now the default, {}."""
 
 
-def search_cells(group: Group, seeds: int) -> list[Cell]:
-    """The rows of a group at every setting of :data:`SEARCH`, read on dev."""
-    tried = [dict(zip(SEARCH, values)) for values in product(*SEARCH.values())]
-    return [
-        Cell(method, seed, steps, world=group.world, settings=settings, split="dev")
-        for settings in tried
-        for seed in range(seeds)
-        for method, budgets in group.rows.items()
-        for steps in budgets
-    ]
+def search_cells(seeds: int) -> list[Cell]:
+    """The trials of :data:`SEARCH`, read on dev."""
+    cells = []
+    for seed, method in product(range(seeds), SEARCH):
+        for trial in SEARCH[method]:
+            settings = {name: value for name, value in trial.items() if name == "learning_rate"}
+            changes = {name: value for name, value in trial.items() if name not in settings}
+            cells.append(Cell(method, seed, 5, changes, settings=settings, split="dev"))
+    return cells
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -154,24 +160,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="*", choices=GROUPS, help="groups to train; all that are done are written")
     parser.add_argument("--seeds", type=int, help="at most so many seeds per row")
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--search", action="store_true", help="read on dev at every setting, two seeds")
+    parser.add_argument("--search", action="store_true", help="the trials on dev instead; three seeds by default")
     options = parser.parse_args(arguments)
-    chosen = [name for name in GROUPS if not options.only or name in options.only]
     if options.search:
-        pairs = [(name, cell) for name in chosen for cell in search_cells(GROUPS[name], options.seeds or 2)]
-        waiting = every = pairs
+        waiting = every = [("search", cell) for cell in search_cells(options.seeds or 3)]
     else:
+        chosen = [name for name in GROUPS if not options.only or name in options.only]
         waiting = [(name, cell) for name in chosen for cell in GROUPS[name].cells(options.seeds)]
         every = [(name, cell) for name, group in GROUPS.items() for cell in group.cells()]
-    step = 4
-    for start in range(0, max(len(waiting), 1), step):
-        run([cell for _, cell in waiting[start : start + step]] or [], workers=options.workers)
+    for start in range(0, len(waiting), AT_ONCE):
+        run([cell for _, cell in waiting[start : start + AT_ONCE]], workers=options.workers)
         found = table(every)
-        if options.search:
-            done = [cell for _, cell in every if cell.done]
-            for name in SEARCH:
-                found[name] = [cell.settings[name] for cell in done]
-        write_text(Path(options.file), found.to_csv(index=False, float_format="%.6g"))
+        write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
     print(summary(found).round(3).to_string(index=False))
     return 0
 
