@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.explorer import Change, Explorer
 from laser_lab.explorer.answers import DOCUMENTS, TOKENS
 from laser_lab.explorer.changes import KINDS, STEPS
-from laser_lab.explorer.page import script, style
+from laser_lab.explorer.page import SCRIPTS, script, style
 from laser_lab.probing import noise, token_id
 from laser_lab.thinking import pool
 
@@ -327,6 +328,14 @@ def test_explore_shows_a_widget(model):
     assert state["documents"]["ids"] == list(CORPUS) and state["documents"]["texts"] == list(CORPUS.values())
     alone = Explorer(model, CORPUS)
     assert alone.settings["first"] is None and alone.query == "" and alone.ranking_frame is None
+
+
+def test_every_script_is_joined_and_short():
+    """In order, once, none forgotten; no file over 450 lines."""
+    folder = Path(ll.__file__).parent / "explorer"
+    assert sorted(f"{name}.js" for name in SCRIPTS) == sorted(path.name for path in folder.glob("*.js"))
+    lengths = {path.name: len(path.read_text().splitlines()) for path in folder.glob("*.[jc]s*")}
+    assert max(lengths.values()) <= 450, lengths
 
 
 def test_without_the_extra(monkeypatch):

@@ -9,20 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-SCRIPTS = (
-    "dom",
-    "hosts",
-    "charts",
-    "tokens",
-    "layers",
-    "ranking",
-    "plane",
-    "map",
-    "effects",
-    "export",
-    "forms",
-    "page",
-)
+SCRIPTS = tuple("dom hosts charts tokens layers ranking plane map effects export forms cards page".split())
 """The JavaScript files, in the order in which they are joined into one module."""
 
 PAGE = """<!doctype html>
