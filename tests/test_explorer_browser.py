@@ -526,7 +526,7 @@ def test_effects_and_strengths(fresh, explorer):
     page.until(lambda: page.find(".le-effect").text.startswith("soft token 2 → noise, seed 0"), "the chosen effect")
     page.choose(".le-step", "1")
     page.choose(".le-kind", "the token")
-    page.find(".le-value").send_keys("snow")
+    page.set(".le-value", "snow")
     page.find(".le-apply").click()
     page.until(lambda: "“snow”" in page.find(".le-effect").text, "the whole change")
     from selenium.webdriver import ActionChains

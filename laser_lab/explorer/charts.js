@@ -90,7 +90,7 @@ function statistics(view) {
       return h(
         "figure",
         { "data-statistic": name, "data-values": JSON.stringify(base.statistics[name]) },
-        h("figcaption", {}, STATISTICS[name], ": ", h("b", {}, figure(base.statistics[name][k - 1]))),
+        h("figcaption", {}, STATISTICS[name], ": ", h("strong", {}, figure(base.statistics[name][k - 1]))),
         svg,
       );
     }),

@@ -226,13 +226,14 @@ function drawWay(map) {
   const at = (d) => map.pixel(plane.place(d.row, k));
   const path = (answer) => answer.path.map((p) => p && map.pixel(plane.within(p)));
   const labels = [];
+  overlay.classList.toggle("le-coloured", Boolean(plane.column));
   overlay.setAttribute("viewBox", `0 0 ${map.size[0]} ${map.size[1]}`);
   overlay.setAttribute("aria-label", `At K = ${k}, the embedding after each step of thinking among the documents`);
   overlay.replaceChildren(
     ...known.map((d) => {
       const [cx, cy] = at(d);
       const marks = classes("le-near", d.relevant && "le-relevant", view.selected(d.id) && "le-selected");
-      return s("circle", { cx, cy, r: followed(d) ? 6 : 4, "data-doc": d.id, class: marks });
+      return s("circle", { cx, cy, r: followed(d) ? 7 : 5, "data-doc": d.id, class: marks });
     }),
     ...answers.toReversed().map((answer) => way(path(answer), k, own && answer !== base ? "le-way le-way-changed" : "le-way", answer.taken)),
     ...named.map((d) => mapLabel(at(d), clip(d.text, 22), `le-label ${d.relevant ? "le-relevant" : ""}`, labels, map.size[0])),

@@ -59,6 +59,8 @@ class View {
     for (const name of ["query", "change", "beside"]) host.on(name, () => this.follow());
     host.on("thinking_steps", () => this.setK(host.get("thinking_steps")));
     host.on("selection", () => this.take(host.get("selection")));
+    this.resized = new ResizeObserver(() => this.width !== columnWidth(this) && this.draw());
+    this.resized.observe(this.results);
     this.themes = watchTheme(() => this.maps.forEach((map) => map.draw()));
     if (!query) return;
     this.query.value = query;
@@ -70,6 +72,7 @@ class View {
 
   close() {
     this.themes();
+    this.resized.disconnect();
     this.maps.forEach((map) => map.close());
     this.host.close();
   }
@@ -96,6 +99,7 @@ class View {
     } finally {
       clearTimeout(slow);
       this.pending--;
+      if (this.missed) setTimeout(() => this.follow());
     }
   }
 
@@ -138,12 +142,14 @@ class View {
 
   /** Show what Python has set, once the page's own questions are answered. */
   async follow() {
-    if (this.pending || this.following) return;
+    this.missed = this.pending > 0; // then again, when it has been answered
+    if (this.missed || this.following) return;
     const { host, state } = this;
     this.following = true;
     await new Promise((resolve) => setTimeout(resolve, 20)); // traits that are set together arrive one by one
     this.following = false;
-    if (this.pending) return;
+    this.missed = this.pending > 0;
+    if (this.missed) return;
     const [query, change, beside] = ["query", "change", "beside"].map((name) => host.get(name));
     if (query && query !== state.base?.query) {
       this.query.value = query;
@@ -356,6 +362,7 @@ class View {
   draw() {
     const { results } = this;
     const { base, second, k } = this.state;
+    this.width = columnWidth(this);
     const focused = results.contains(document.activeElement) ? document.activeElement.dataset.key : null;
     this.interventions.disabled = !base;
     this.reset.hidden = !second;

@@ -51,10 +51,17 @@ function movement(was, is) {
   );
 }
 
+/** How wide a card's chart is, from 280 to 640 pixels. */
+function columnWidth(view) {
+  const all = view.results.clientWidth || 640;
+  return Math.round(Math.max(280, Math.min(640, all > 736 ? (all - 20) / 2 : all)));
+}
+
 /** A line per document over K: the first ranks, and lanes below for relevant documents further down. */
 function bump(view, answer) {
   const { steps, top } = view.settings;
-  const [width, left, right, up, gap] = [640, 46, 146, 24, 29];
+  const width = columnWidth(view); // one unit is one pixel, so that letters keep their size
+  const [left, right, up, gap] = width < 480 ? [34, 104, 24, 27] : [46, 146, 24, 29];
   const order = (d) => (view.selected(d.id) ? 2 : d.relevant ? 1 : 0);
   const drawn = answer.documents
     .filter((d) => order(d) > 0 || d.ranks.some((rank) => rank !== null && rank <= top))
@@ -98,7 +105,8 @@ function bumpLine(view, d, x, y) {
     rank === null || (rank > top && !below) ? null : [x(i + 1), y(rank, d.id), rank],
   );
   const last = points.at(-1);
-  const curve = ([x0, y0], [x1, y1]) => `M${x0} ${y0}C${x0 + 25} ${y0} ${x1 - 25} ${y1} ${x1} ${y1}`;
+  const bend = (x(2) - x(1)) / 3;
+  const curve = ([x0, y0], [x1, y1]) => `M${x0} ${y0}C${x0 + bend} ${y0} ${x1 - bend} ${y1} ${x1} ${y1}`;
   return s(
     "g",
     { class: `le-line ${tier}`, "data-doc": d.id, onclick: () => view.select(d.id) },
@@ -111,7 +119,7 @@ function bumpLine(view, d, x, y) {
         p[2] > top &&
         s("text", { class: "le-number", x: p[0], y: p[1] + 3.5, "text-anchor": "middle" }, p[2] > 999 ? "…" : p[2]),
     ),
-    last && s("text", { class: "le-label", x: last[0] + 14, y: last[1] + 4 }, clip(d.text, 18)),
+    last && s("text", { class: "le-label", x: last[0] + 14, y: last[1] + 4 }, clip(d.text, columnWidth(view) < 480 ? 12 : 18)),
   );
 }
 
