@@ -53,10 +53,8 @@ class LatentEncoder(InputModule):
     """
 
     config_file_name = CONFIG_FILE
-    config_keys = [
-        "thinking_steps", "document_steps", "pooling", "halting", "halting_threshold", "max_length", "template",
-        "add_special_tokens", "base",
-    ]  # fmt: skip
+    config_keys = ["thinking_steps", "document_steps", "pooling", "halting", "halting_threshold", "max_length"]
+    config_keys += ["template", "add_special_tokens", "base"]
     forward_kwargs = {"thinking_steps"}
     thoughts_class = Thoughts
     max_steps: int | None = None  # the largest K there is, if there is one
@@ -286,6 +284,7 @@ class LatentRetriever(SentenceTransformer):
             TypeError: An input or prompt is not a string, or not what the model reads.
             ValueError: ``thinking_steps`` is not a positive integer, or there is not one prompt per input.
         """
+        prefixed(kwargs.get("prompt"), [])  # a string
         if prompts:
             default = self._resolve_prompt(kwargs.get("prompt"), kwargs.pop("prompt_name", None)) or ""
             inputs, kwargs["prompt"] = join_queries(inputs, prompts, default)

@@ -32,6 +32,40 @@ def test_defaults_are_the_papers():
     assert (laser.thinking_steps, laser.temperature) == (paper["K"], paper["temperature"])
 
 
+def test_the_released_row_is_the_released_code():
+    from laser_lab.data.prompts import query_prompt
+    from laser_lab.explicit import EXPLICIT_MAX_LENGTH
+    from laser_lab.methods import METHODS
+    from laser_lab.training.run import LORA, training_settings
+
+    settings = everything()["training_released"]
+    assert all(set(entry) == {"value", "source"} and entry["source"] for entry in list(settings.values())[1:])
+    code = {name: entry["value"] for name, entry in settings.items() if name != "source"}
+    row, ours = METHODS["laser-released"], training_settings({}, has_dev=False)
+    assert [getattr(row, name) for name in ("explicit", "output", "trajectory", "trajectory_temperature")] == [
+        code[name] for name in ("lambda1", "lambda2", "lambda3", "trajectory_temperature")
+    ]
+    assert (row.thinking_steps, row.temperature, row.lora_dropout) == (code["K"], code["temperature"], 0.1)
+    assert (LORA["r"], LORA["lora_alpha"], row.lora_dropout) == tuple(
+        code[f"lora_{name}"] for name in ("r", "alpha", "dropout")
+    )
+    assert (ours["learning_rate"], ours["num_train_epochs"], ours["warmup_steps"], EXPLICIT_MAX_LENGTH) == (
+        *(code[name] for name in ("learning_rate", "epochs", "warmup_ratio", "explicit_max_length")),
+    )
+    written = code["query_format"].replace("\\n", "\n")  # what its evaluation has there
+    assert query_prompt("x") == written.format(instruct="x", query="")
+
+
+def test_figure_3_agrees_with_the_tables():
+    drawn = published("figure3_backbones").set_index("backbone")
+    full = published("table3_bright").set_index("model")["average"]
+    names = {"basic": "Fair Baseline", "laser": "LaSER"}
+    for size in ("0.6B", "8B"):
+        for column, name in names.items():
+            assert drawn.loc[f"Qwen3-{size}", column] == pytest.approx(full[f"{name} (Qwen3-{size})"], abs=0.06)
+    assert is_approximate("figure3_backbones") and (drawn["laser"] > drawn[["basic", "gircse"]].max(axis=1)).all()
+
+
 def test_columns_stay_apart():
     measured = pd.DataFrame({"method": ["laser", "basic", "mine"], "ndcg@10": [0.9, 0.2, 0.5]})
     on = {"laser": "LaSER (Qwen3-0.6B)", "basic": "Basic Contrastive Learn."}

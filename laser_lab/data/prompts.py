@@ -30,7 +30,7 @@ def join_query(prompt: str, query: str) -> str:
 
 
 def prefixed(prompt: str | None, texts: Sequence[str]) -> list[str]:
-    """Texts behind a prefix, used as it is; a TypeError if one of all these is not a string."""
+    """Texts behind a prefix, used as it is; a TypeError if the prefix or a text is not a string."""
     query_prompt(prompt or "")
     return [(prompt or "") + text for text in check_texts(texts)]
 

@@ -19,7 +19,8 @@ FILE = Path(__file__).with_name("published.json")
 
 @lru_cache
 def everything() -> dict[str, Any]:
-    """The whole file: tables 3 to 5, figures 1, 4 and 5, the training settings and the known contradictions."""
+    """The whole file: tables 3 to 5, figures 1 and 3 to 5, the training settings of the paper (``training``) and of its
+    released code (``training_released``, each with its place there), and the known contradictions."""
     return json.loads(FILE.read_text(encoding="utf-8"))
 
 

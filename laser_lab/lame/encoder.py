@@ -105,10 +105,8 @@ class ReasonEncoder(LatentEncoder):
         decoder: Whether there is a decoder head.
     """
 
-    config_keys = [
-        "thinking_steps", "document_steps", "max_length", "template", "add_special_tokens", "base", "reason_tokens",
-        "decoder",
-    ]  # fmt: skip
+    config_keys = ["thinking_steps", "document_steps", "max_length", "template", "add_special_tokens", "base"]
+    config_keys += ["reason_tokens", "decoder"]
     thoughts_class = ReasonThoughts
 
     def __init__(
