@@ -72,6 +72,8 @@ def test_columns_stay_apart():
     table = beside(measured, "table5_ablation", on)
     assert set(table.columns.get_level_values(0)) == {"measured", "published"}
     assert table.loc["basic", ("published", "bright_ndcg_at_10")] == 18.25
+    assert set(table["measured", "template"]) == {"none"}
+    assert set(beside(measured, "table5_ablation", on, "chat")["measured", "template"]) == {"chat"}
     assert table["published"].loc["mine"].drop("variant").isna().all()
     with pytest.raises(KeyError, match="no measured row 'gone'"):
         beside(measured, "table5_ablation", {"gone": "w/o Latent View"})

@@ -372,7 +372,7 @@ class Answers:
         if len(query) > MAX_CHARACTERS:
             raise ValueError(f"The query has {len(query):,} characters; at most {MAX_CHARACTERS:,} can be asked here.")
         encoder = self.model[0]
-        tokens, limit = len(encoder.tokenizer(self._prompt + query)["input_ids"]), encoder.max_length
+        tokens, limit = len(encoder.token_ids(encoder.wrapped([self._prompt + query]))[0]), encoder.max_length
         if encoder.backbone.max_positions is not None:
             limit = min(limit, encoder.backbone.max_positions - self.steps - self._offset + 1)
         if tokens > limit:

@@ -53,14 +53,18 @@ def is_approximate(name: str) -> bool:
     return isinstance(table, dict) and bool(table.get("approximate"))
 
 
-def beside(measured: pd.DataFrame, name: str, on: dict[str, str]) -> pd.DataFrame:
+def beside(measured: pd.DataFrame, name: str, on: dict[str, str], template: str | None = None) -> pd.DataFrame:
     """`measured` with the published table at its side, each column under ``measured`` or ``published``.
 
+    A column ``template`` says what stood around the measured texts (``ll.load(..., template=...)``; ``none`` for bare
+    ones): the published numbers are of texts in the chat template.
+
     Args:
-        measured: One row per method or setting.
+        measured: One row per method or setting; it may have the column already.
         name: As for :func:`published`.
         on: Which published row stands beside which measured one: value of the first column of `measured` to value of
             the published table's first column of distinct texts. Rows without a partner stay, with gaps.
+        template: Of the measured models, where `measured` does not say it.
 
     Returns:
         A frame with two column levels, so that no published number shares a column with a measured one.
@@ -74,6 +78,8 @@ def beside(measured: pd.DataFrame, name: str, on: dict[str, str]) -> pd.DataFram
     texts = [column for column in theirs if theirs[column].map(lambda value: isinstance(value, str)).all()]
     key = next(column for column in texts if theirs[column].is_unique)
     ours = measured.set_index(measured.columns[0])
+    if "template" not in ours:
+        ours = ours.assign(template=template or "none")
     theirs = theirs.set_index(key)
     for side, rows in (("measured", set(on) - set(ours.index)), ("published", set(on.values()) - set(theirs.index))):
         if rows:
