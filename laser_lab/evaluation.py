@@ -106,13 +106,14 @@ def score_steps(
     column. The states of K=8 contain those of K=1..8, so the sweep costs one encoding (for pooling ``"all"``).
 
     Args:
-        document_steps: K of the documents whatever the queries' K: an index that stays as it is. Default: the same K.
+        document_steps: K of the documents whatever the queries' K: an index that stays as it is. Default: the same K,
+            as far as the documents thought.
     """
     import pandas as pd
 
     frames = []
     for step in range(1, queries.thinking_steps + 1):
-        index = documents.embeddings_at(document_steps or step).numpy()
+        index = documents.embeddings_at(document_steps or min(step, documents.thinking_steps)).numpy()
         frame = score(queries.embeddings_at(step).numpy(), index, task, per_query=True)
         frames.append(frame.assign(thinking_steps=step))
     return pd.concat(frames, ignore_index=True)

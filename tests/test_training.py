@@ -114,6 +114,12 @@ def test_every_method_trains_saves_and_loads(tiny_folder, data, tmp_path, method
     assert card["dataset"] == {"rows": 12, "fingerprint": fingerprint(data)} and card["versions"]["torch"]
 
 
+def test_dev_quality_where_documents_have_a_budget_of_one(tiny_folder, data, dev, tmp_path):
+    model = train(load(tiny_folder), data, "lexical", output_dir=tmp_path / "run", dev=dev, **FAST | dict(save_steps=2))
+    best = max(entry["eval_ndcg@10"] for entry in model.history if "eval_ndcg@10" in entry)
+    assert ll.evaluate(model, dev)["ndcg@10"] == pytest.approx(best, abs=1e-6)
+
+
 def test_full_fine_tuning_and_dev_quality(tiny_folder, data, dev, tmp_path):
     arguments = FAST | dict(lora=False, save_steps=2)
     model = train(load(tiny_folder), data, "latent", output_dir=tmp_path / "run", dev=dev, **arguments)
