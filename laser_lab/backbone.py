@@ -33,6 +33,8 @@ class Backbone(nn.Module):
 
     processor: ProcessorMixin | None = None
     """What reads images, in a :class:`laser_lab.vision.VisionBackbone`."""
+    adapter: str | None = None
+    """Folder or hub id of the adapter that was put on top, where it came from one."""
 
     def __init__(self, model: PreTrainedModel | nn.Module, tokenizer: PreTrainedTokenizerBase, name: str = "") -> None:
         super().__init__()

@@ -5,10 +5,12 @@ The measures are trec_eval's, through `pytrec_eval`, which MTEB uses too; nothin
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from laser_lab.base.fingerprint import fingerprint
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.thinking import Thoughts
 
@@ -34,28 +36,43 @@ def evaluate(
     per_query: bool = False,
     batch_size: int = 32,
     show_progress_bar: bool = False,
+    corpus: str | os.PathLike[str] | None = None,
 ) -> dict[str, float] | pd.DataFrame:
     """Rank the whole corpus of `task` for every query and score it.
 
     Args:
         thinking_steps: K for queries and documents; default: the model's own.
         per_query: Return a frame with a row per query (``query_id`` and the measures), for statistics.
+        corpus: A folder into which this model encoded the corpus of `task` (:func:`laser_lab.encode_corpus`). Its
+            documents stay as they are, and `thinking_steps` is the queries' alone.
 
     Returns:
         The mean of every measure in :data:`MEASURES`, or the per-query frame.
+
+    Raises:
+        ValueError: `corpus` was made by other weights, or holds another number of documents.
     """
     kwargs: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar)
     if thinking_steps is not None:
         kwargs["thinking_steps"] = thinking_steps
-    queries, documents = _encode(model, task, **kwargs)
-    return score(queries, documents, task, per_query=per_query)
+    if corpus is None:
+        run = _run(*_encode(model, task, **kwargs), task)
+    else:
+        run = _run_on_disk(model, _encode_queries(model, task, **kwargs), task, corpus)
+    return _summed_up(run, task, per_query)
 
 
 def score(
     queries: np.ndarray, documents: np.ndarray, task: RetrievalTask, *, per_query: bool = False
 ) -> dict[str, float] | pd.DataFrame:
     """As :func:`evaluate`, from unit-length embeddings: (queries, D) and (documents, D) in the order of `task`."""
-    frame = score_run(_run(queries, documents, task), task)
+    return _summed_up(_run(queries, documents, task), task, per_query)
+
+
+def _summed_up(
+    run: dict[str, dict[str, float]], task: RetrievalTask, per_query: bool
+) -> dict[str, float] | pd.DataFrame:
+    frame = score_run(run, task)
     return frame if per_query else frame[list(MEASURES)].mean().to_dict()
 
 
@@ -120,10 +137,14 @@ def score_steps(
 
 
 def _encode(model: SentenceTransformer, task: RetrievalTask, **kwargs: Any) -> tuple[Any, Any]:
-    """Queries, each with its own prompt where the task gives it one, and documents; both in the order of `task`."""
+    """Queries and documents in the order of `task`."""
+    return _encode_queries(model, task, **kwargs), model.encode_document(list(task.corpus.values()), **kwargs)
+
+
+def _encode_queries(model: SentenceTransformer, task: RetrievalTask, **kwargs: Any) -> Any:
+    """Queries in the order of `task`, each with its own prompt where the task gives it one."""
     own = {"prompts": task.query_prompts} if task.prompts else {}
-    queries = model.encode_query(list(task.queries.values()), **kwargs, **own)
-    return queries, model.encode_document(list(task.corpus.values()), **kwargs)
+    return model.encode_query(list(task.queries.values()), **kwargs, **own)
 
 
 def _run(
@@ -135,3 +156,15 @@ def _run(
     doc_ids = list(task.corpus)
     hits = semantic_search(torch.as_tensor(queries), torch.as_tensor(documents), top_k=min(top, len(doc_ids)))
     return {q: {doc_ids[h["corpus_id"]]: float(h["score"]) for h in found} for q, found in zip(task.queries, hits)}
+
+
+def _run_on_disk(
+    model: SentenceTransformer, queries: np.ndarray, task: RetrievalTask, folder: str | os.PathLike[str]
+) -> dict[str, dict[str, float]]:
+    from laser_lab.index.search import VectorIndex
+
+    index = VectorIndex(folder)
+    index.folder.check({"weights": fingerprint(model)})
+    if len(index) + index.index["skipped"] != len(task.corpus):
+        raise ValueError(f"{folder} holds {len(index)} documents and the corpus of {task.name} {len(task.corpus)}")
+    return index.run(dict(zip(task.queries, queries)), top=1000)

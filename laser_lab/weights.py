@@ -159,7 +159,9 @@ def load_backbone(
     if adapter is not None:
         model = with_adapter(model, resolve(adapter), trainable_adapter)
     model.to(device).eval()
-    return kind(model, tokenizer, name=label)
+    backbone = kind(model, tokenizer, name=label)
+    backbone.adapter = None if adapter is None else os.fspath(adapter)
+    return backbone
 
 
 CONFIG_FILE = "laser_lab.json"

@@ -12,7 +12,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from laser_lab.base.files import atomic_file, missing_extra
-from laser_lab.corpus.encode import Progress, Settings, encode_batches, read_documents
+from laser_lab.corpus.shards import Progress, Settings, encode_batches, read_documents
 from laser_lab.corpus.source import Source
 from laser_lab.data.readers import BadRows
 from laser_lab.index.folder import Shard, VectorFolder
@@ -30,7 +30,7 @@ def run_on_ray(
 
     Raises:
         ModuleNotFoundError: Ray is not installed; the message names the extra.
-        BadRows, OSError: as :func:`laser_lab.corpus.encode.encode_corpus`.
+        BadRows, OSError: as :func:`laser_lab.encode_corpus`.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:

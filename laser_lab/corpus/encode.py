@@ -1,32 +1,32 @@
 """encode_corpus: documents to a folder of vectors, shard by shard, and never the same one twice.
 
-The model's own ``encode_document`` reads each batch, so prompts, thinking steps and templates are the model's. What runs
-the shards is an engine: this process, or Ray (``corpus/cluster.py``).
+What makes the shards is an engine: this process (``corpus/shards.py``) or Ray (``corpus/cluster.py``).
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
 from laser_lab.base.fingerprint import fingerprint
-from laser_lab.base.inputs import check_steps
-from laser_lab.corpus.source import Documents, Source, open_source
+from laser_lab.corpus.cluster import run_on_ray
+from laser_lab.corpus.shards import Settings, run_here
+from laser_lab.corpus.source import Source, open_source
 from laser_lab.data.readers import BadRows
 from laser_lab.index.duplicates import repeated_ids
 from laser_lab.index.folder import DTYPES, Shard, VectorFolder
+from laser_lab.loading import load
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,30 +35,6 @@ logger = logging.getLogger(__name__)
 
 ENGINES = ("process", "ray")
 SHARD_SIZE = 10_000
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a shard is encoded."""
-
-    thinking_steps: int | None
-    """K of the documents; None: a model that does not think"""
-    prompt: str
-    """what stands before each document"""
-    batch_size: int
-    dtype: str
-    """of the vectors on disk"""
-    skip_bad: bool
-
-
-class Progress(NamedTuple):
-    """What an engine has done since it last said so."""
-
-    rows: int
-    """of the source, bad ones included"""
-    documents: int
-    steps: int
-    """thinking steps of these documents together"""
 
 
 def encode_corpus(
@@ -110,21 +86,10 @@ def encode_corpus(
         OSError: The disk is full. Finished shards stay.
         ModuleNotFoundError: Ray is not installed; the message names the extra.
     """
-    for name, value, allowed in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES)):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-    for name, value in (("batch_size", batch_size), ("shard_size", shard_size), ("workers", workers or 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    _check(engine, dtype, batch_size=batch_size, shard_size=shard_size, workers=workers)
     vectors = VectorFolder(folder)
-    rows = open_source(
-        source,
-        shard_size=shard_size,
-        text_column=text_column,
-        id_column=id_column,
-        split=split,
-        plan=vectors.source_plan,
-    )
+    columns = dict(text_column=text_column, id_column=id_column)
+    rows = open_source(source, shard_size=shard_size, **columns, split=split, plan=vectors.source_plan)
     how = Settings(_steps(model, thinking_steps), _prompt(model, prompt), batch_size, dtype, skip_bad)
     vectors.path.mkdir(parents=True, exist_ok=True)
     try:
@@ -133,6 +98,15 @@ def encode_corpus(
             return _run(model, rows, vectors, how, engine, workers, show_progress_bar)
     except Timeout as error:
         raise RuntimeError(f"another run is writing to {vectors}") from error
+
+
+def _check(engine: str, dtype: str, **counts: int | None) -> None:
+    for name, value, allowed in (("engine", engine, ENGINES), ("dtype", dtype, DTYPES)):
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name} must be a positive integer, got {value!r}")
 
 
 def _run(
@@ -150,12 +124,8 @@ def _run(
         vectors.source_plan = source.plan()
         vectors.remove_leftovers()
         there = sum(source.size_of(number) for number in range(source.shards) if vectors.has(number))
-        if engine == "ray":
-            from laser_lab.corpus.cluster import run_on_ray
-
-            done = run_on_ray(model, source, vectors, how, workers)
-        else:
-            done = run_here(model, source, vectors, how)
+        here = engine == "process"
+        done = run_here(model, source, vectors, how) if here else run_on_ray(model, source, vectors, how, workers)
         with tqdm(total=source.rows, initial=there, unit="doc", desc="Encoding", disable=not show) as bar:
             for progress in done:
                 rows, documents = rows + progress.rows, documents + progress.documents
@@ -171,63 +141,6 @@ def _run(
         *(documents, documents / max(1e-9, index["seconds"])),
     )
     return index
-
-
-def run_here(model: SentenceTransformer, source: Source, vectors: VectorFolder, how: Settings) -> Iterator[Progress]:
-    """Make the missing shards in this process."""
-    for number in range(source.shards):
-        if vectors.has(number):
-            continue
-        documents = read_documents(source, number, how.skip_bad)
-        parts = encode_batches(model, documents.texts, how)
-        encoded = np.zeros((len(documents.ids), vectors.index["settings"]["dimension"]), how.dtype)
-        steps = np.zeros(len(encoded), np.int16)
-        for rows, found, taken in parts:
-            encoded[rows], steps[rows] = found, taken
-            yield Progress(len(rows), len(rows), int(taken.sum()))
-        vectors.write_shard(number, Shard(documents.ids, encoded, steps, len(documents.problems)).to_bytes())
-        yield Progress(source.size_of(number) - len(encoded), 0, 0)
-
-
-def read_documents(source: Source, number: int, skip_bad: bool) -> Documents:
-    """The documents of a shard.
-
-    Raises:
-        BadRows: Rows that are none, and `skip_bad` is False.
-    """
-    documents = source.read(number)
-    if documents.problems and not skip_bad:
-        raise BadRows(documents.problems)
-    if documents.problems:
-        logger.warning("%d bad rows skipped, e.g. %s", len(documents.problems), documents.problems[0])
-    return documents
-
-
-def encode_batches(
-    model: SentenceTransformer, texts: Sequence[str], how: Settings
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of `texts`, long ones first: which rows (b,), their vectors (b, D) and the steps taken (b,)."""
-    order = np.argsort([-len(text) for text in texts], kind="stable")
-    think = {} if how.thinking_steps is None else {"thinking_steps": how.thinking_steps}
-    for start in range(0, len(order), how.batch_size):
-        rows = order[start : start + how.batch_size]
-        found = model.encode_document(
-            [texts[i] for i in rows],
-            prompt=how.prompt,
-            batch_size=len(rows),
-            output_value=None,
-            show_progress_bar=False,
-            **think,
-        )
-        vectors = torch.stack([row["sentence_embedding"] for row in found]).float().cpu().numpy()
-        yield rows, vectors.astype(how.dtype), _steps_taken(found)
-
-
-def _steps_taken(found: list[dict[str, Any]]) -> np.ndarray:
-    """(b,) int16 of what ``forward`` gave for b documents; 1 for a model that does not think."""
-    if "steps_taken" in found[0]:
-        return torch.stack([row["steps_taken"] for row in found]).cpu().numpy().astype(np.int16)
-    return np.array([len(row["states"]) if "states" in row else 1 for row in found], np.int16)
 
 
 def remove_repeated(source: Source, vectors: VectorFolder, skip_bad: bool) -> None:
@@ -270,13 +183,14 @@ def _settings(model: SentenceTransformer, source: Source, how: Settings) -> dict
     encoder = model[0]
     return {
         "weights": fingerprint(model),
-        "model_dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "model_dtype": str(next((p.dtype for p in model.parameters()), None)).removeprefix("torch."),
         "dimension": model.get_embedding_dimension(),
         "thinking_steps": how.thinking_steps,
         "halting": getattr(encoder, "halting", False),
         "halting_threshold": getattr(encoder, "halting_threshold", None),
         "prompt": how.prompt,
         "template": getattr(encoder, "template", None),
+        "add_special_tokens": getattr(encoder, "add_special_tokens", None),
         "add_special_tokens": getattr(encoder, "add_special_tokens", True),
         "pooling": getattr(encoder, "pooling", None),
         "max_length": model.max_seq_length,
@@ -289,27 +203,28 @@ def _settings(model: SentenceTransformer, source: Source, how: Settings) -> dict
 
 
 def _notes(model: SentenceTransformer) -> dict[str, Any]:
+    """What is worth knowing: where the model came from, with what :func:`laser_lab.load` makes it again for queries."""
     backbone = getattr(model[0], "backbone", None)
+    keys = set(getattr(model[0], "config_keys", ())) & set(inspect.signature(load).parameters)
+    encoder_settings = {key: getattr(model[0], key) for key in sorted(keys)}
     packages = ("laser_lab", "torch", "transformers", "sentence-transformers", "pyarrow")
     return {
         "model": getattr(backbone, "name", None) or model.model_card_data.base_model,
-        "adapter": getattr(backbone, "adapter", None),
-        "prompts": model.prompts,
+        "load": {"adapter": getattr(backbone, "adapter", None), "prompts": model.prompts} | encoder_settings,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
 
 
 def _steps(model: SentenceTransformer, thinking_steps: int | None) -> int | None:
     """K of documents: as asked, else the model's own; None for a model that does not think."""
-    encoder = model[0]
-    if thinking_steps is not None:
-        return check_steps(thinking_steps)
-    return getattr(encoder, "document_steps", None) or getattr(encoder, "thinking_steps", None)
+    return model[0].steps_of(thinking_steps, "document") if hasattr(model[0], "steps_of") else None
 
 
 def _prompt(model: SentenceTransformer, prompt: str | None) -> str:
     """What ``encode_document`` puts before a text."""
     if prompt is not None and not isinstance(prompt, str):
         raise TypeError(f"prompt must be a string, got {prompt!r}")
+    if prompt is not None:
+        return prompt
     name = next((name for name in ("document", "passage", "corpus") if name in model.prompts), None)
-    return model._resolve_prompt(prompt, name) or ""
+    return model._resolve_prompt(None, name) or ""

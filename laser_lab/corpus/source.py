@@ -73,7 +73,7 @@ class Source(ABC):
 
     @abstractmethod
     def raw(self, shard: int) -> Iterator[tuple[str, dict[str, Any] | str | None]]:
-        """Each row of a shard: its place, and the row, or the reason why it cannot be read, or None for a blank line."""
+        """Place and content of each row of a shard: the row, or why it cannot be read, or None for a blank line."""
 
     def read(self, shard: int) -> Documents:
         """The documents of a shard, and what is wrong with the rows that are none."""

@@ -95,7 +95,7 @@ class VectorFolder:
             ValueError: The folder was made with other settings; each is named with both values.
             FileExistsError: The folder holds other files and no ``index.json``.
         """
-        if (index := self.index) is not None:
+        if self.index is not None:
             self.check(settings)
             return
         self.path.mkdir(parents=True, exist_ok=True)

@@ -35,25 +35,28 @@ class Opened(NamedTuple):
     ids: pa.ChunkedArray
     """document ids by position, mapped"""
     note: dict[str, Any]
-    """``lists``, ``code_bytes``, ``nprobe``, ``recall`` (at 100, of exact search), ``documents``"""
+    """``lists``, ``code_bytes``, ``nprobe``, ``recall`` (at 100, of exact search), ``place``"""
 
 
 def open_ivfpq(vectors: VectorIndex) -> Opened:
     """The index of a folder of vectors, built there first if it is not there."""
     faiss = vectors.faiss
     width = code_bytes(vectors.dimension)
-    place = cached_build(vectors.folder.path / f"ivfpq-{width}", lambda folder: _build(vectors, folder, width))
+    place = (vectors.folder.path / f"ivfpq-{width}").absolute()
+    cached_build(place, lambda folder: _build(vectors, folder, place))
     note = json.loads((place / "note.json").read_text())
-    flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_ONDISK_SAME_DIR
-    index = faiss.read_index(str(place / "lists.index"), flags)
+    moved = note["place"] != str(place)  # FAISS notes where the lists are, and prints that it looks elsewhere
+    flags = faiss.IO_FLAG_READ_ONLY | (faiss.IO_FLAG_ONDISK_SAME_DIR if moved else 0)
+    index = faiss.read_index(str(place / "lists.index"), flags)  # lists on disk are mapped
     faiss.extract_index_ivf(index).nprobe = note["nprobe"]
     ids = pa.ipc.open_file(pa.memory_map(str(place / "ids.arrow"))).read_all()["id"]
     return Opened(index, ids, note)
 
 
 def code_bytes(dimension: int) -> int:
-    """Bytes of a vector's code: a byte for each two numbers, an eighth of float32."""
-    return next(size for size in range(max(1, dimension // 2), 0, -1) if dimension % size == 0)
+    """Bytes of a vector's code, a divisor of D: one for each two numbers, an eighth of float32; up to 64 numbers, one
+    for each."""
+    return next(size for size in range(max(min(dimension, 64), dimension // 2), 0, -1) if dimension % size == 0)
 
 
 def number_of_lists(documents: int) -> int:
@@ -61,17 +64,19 @@ def number_of_lists(documents: int) -> int:
     return 2 ** round(np.log2(max(1, min(4 * np.sqrt(documents), documents / 64))))
 
 
-def _build(vectors: VectorIndex, folder: Path, width: int) -> None:
-    """Train, fill block by block (a block that is there is not made again), merge, and measure."""
+def _build(vectors: VectorIndex, folder: Path, place: Path) -> None:
+    """Train, fill block by block (a block that is there is not made again), merge, and measure; all in `folder`, which
+    then becomes `place`."""
     faiss = vectors.faiss
-    for old in folder.parent.glob(f".ivfpq-{width}.*"):  # of a build that was killed
+    width = code_bytes(vectors.dimension)
+    for old in place.parent.glob(f".{place.name}.*"):  # of a build that was killed
         if old != folder:
             shutil.rmtree(old)
-    parts = folder.parent / f"ivfpq-{width}-parts"
+    parts = place.with_name(f"{place.name}-parts")
     lists = number_of_lists(len(vectors))
     trained = parts / "trained.index"
     if not trained.exists():
-        index = faiss.index_factory(vectors.dimension, f"IVF{lists},PQ{width}", faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(vectors.dimension, f"IVF{lists},PQ{width}np", faiss.METRIC_INNER_PRODUCT)
         index.cp.niter = 10
         index.train(_sample(vectors, min(TRAINING, 64 * max(lists, 256))))
         with atomic_file(trained) as temporary:
@@ -90,10 +95,11 @@ def _build(vectors: VectorIndex, folder: Path, width: int) -> None:
 
     index = faiss.read_index(str(trained))
     merge_ondisk(index, names, str(folder / "lists.ivfdata"))
+    faiss.downcast_InvertedLists(faiss.extract_index_ivf(index).invlists).filename = str(place / "lists.ivfdata")
     faiss.write_index(index, str(folder / "lists.index"))
     _write_ids(vectors, folder / "ids.arrow")
     nprobe, recall = _tune(vectors, index, lists)
-    note = {"lists": lists, "code_bytes": width, "nprobe": nprobe, "recall": recall, "documents": len(vectors)}
+    note = {"lists": lists, "code_bytes": width, "nprobe": nprobe, "recall": recall, "place": str(place)}
     write_text(folder / "note.json", json.dumps(note) + "\n")
     print(
         f"IVF-PQ of {len(vectors)} vectors: {lists} lists, {width} bytes a vector, {nprobe} lists a search; recall@100 "

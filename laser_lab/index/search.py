@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -90,12 +90,19 @@ class VectorIndex:
         frame["doc_id"] = [self.ids[int(position)].as_py() for position in positions[found]]
         return frame.assign(score=scores[found])
 
+    def run(self, queries: Mapping[str, Sequence[float]], top: int) -> dict[str, dict[str, float]]:
+        """As :meth:`search`, as the measures of retrieval want it: {query id: {document id: score}}."""
+        found: dict[str, dict[str, float]] = {query: {} for query in queries}
+        for row in self.search(queries, top).itertuples(index=False):
+            found[row.query_id][row.doc_id] = float(row.score)
+        return found
+
     def nearest(self, vectors: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
         """(Q, top) scores and positions; -1 where an approximate index found fewer."""
         return self._searched.search(self._compared(vectors), top)
 
     def exactly(self, vectors: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-        """As :meth:`nearest`, by comparing with every vector, shard by shard: memory does not grow with their number."""
+        """As :meth:`nearest`, by comparing with every vector, shard by shard; memory does not grow with them."""
         heap = self.faiss.ResultHeap(len(vectors), top, keep_max=True)
         start = 0
         for block in self.blocks():
@@ -108,13 +115,23 @@ class VectorIndex:
         heap.finalize()
         return heap.D, heap.I
 
-    def vectors_of(self, ids: Iterable[str]) -> dict[str, np.ndarray]:
-        """The vectors of some documents, read shard by shard; ids that are not there are left out."""
-        wanted, found = set(ids), {}
+    def scores(
+        self, queries: Mapping[str, Sequence[float]], candidates: Mapping[str, Sequence[str]]
+    ) -> dict[str, dict[str, float]]:
+        """As :meth:`run`, of the documents that are named for each query alone; vectors are read shard by shard."""
+        asked: dict[str, list[str]] = {}
+        for query in queries:
+            for name in candidates.get(query, ()):
+                asked.setdefault(name, []).append(query)
+        names, vectors = self._named(queries)
+        rows = dict(zip(names, self._compared(vectors)))
+        found: dict[str, dict[str, float]] = {query: {} for query in queries}
         for number in range(self.index["shards"]):
             shard = self.folder.read_shard(number)
-            rows = [row for row, name in enumerate(shard.ids) if name in wanted]
-            found |= {shard.ids[row]: vector for row, vector in zip(rows, self._compared(shard.vectors[rows]))}
+            wanted = [row for row, name in enumerate(shard.ids) if name in asked]
+            for row, vector in zip(wanted, self._compared(shard.vectors[wanted])):
+                for query in asked[shard.ids[row]]:
+                    found[query][shard.ids[row]] = float(rows[query] @ vector)
         return found
 
     @cached_property

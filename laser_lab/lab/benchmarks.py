@@ -7,16 +7,17 @@ is; :func:`mteb_model` adds what that call cannot know: K and the weights in the
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.files import missing_extra
+from laser_lab.base.fingerprint import fingerprint
 from laser_lab.base.inputs import check_steps
+from laser_lab.corpus import encode_corpus, open_corpus
 from laser_lab.data.prompts import query_prompt
 from laser_lab.encoder import LatentRetriever
 from laser_lab.lab.published import beside
@@ -24,7 +25,7 @@ from laser_lab.lab.published import beside
 if TYPE_CHECKING:
     import pandas as pd
     from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.models import SentenceTransformerEncoderWrapper
+    from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ def run(
     folder: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     tasks: Iterable[AbsTaskRetrieval] = (),
+    corpus: str | os.PathLike[str] | None = None,
     show_progress_bar: bool = True,
 ) -> pd.DataFrame:
     """One call for a whole benchmark of the paper: ``run(model, "bright")``, ``"followir"``, ``"browsecomp-plus"``.
@@ -124,6 +126,8 @@ def run(
         folder: Where MTEB keeps results; a second call with the same weights, prompts and K goes on where the first
             stopped. Default: nothing is kept.
         tasks: Your own data in the place of the hub's tasks of the same names, as tasks of MTEB.
+        corpus: A folder that keeps the documents' vectors, a folder in it for each task. They are encoded once, at the
+            model's own K, and `thinking_steps` is then the queries' alone: eight values of K cost one corpus.
 
     Returns:
         A row per published column, in its order: ``benchmark, column, value`` (times 100, as the paper prints),
@@ -150,6 +154,8 @@ def run(
     ]
     instructions = {task.metadata.name: what.instruction or library_instruction(task) for task in chosen}
     wrapped = mteb_model(model, instructions=instructions, thinking_steps=thinking_steps)
+    if corpus is not None:
+        wrapped = stored_corpus(wrapped, corpus)
     results = mteb.evaluate(
         wrapped,
         chosen,
@@ -255,6 +261,45 @@ def mteb_model(
     return wrapped
 
 
+def stored_corpus(wrapped: SentenceTransformerEncoderWrapper, folder: str | os.PathLike[str]) -> SearchEncoderWrapper:
+    """A model of :func:`mteb_model` whose documents are encoded into `folder`, once, and searched there.
+
+    Documents without a text are left out and counted. Results name the documents' K too (``document_steps``).
+    """
+    from mteb._create_dataloaders import create_dataloader
+    from mteb.models import SearchEncoderWrapper
+    from mteb.types import PromptType
+
+    class StoredCorpus(SearchEncoderWrapper):
+        def index(self, corpus: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **options: Any) -> None:
+            how = options["encode_kwargs"]
+            side = {"task_metadata": task_metadata, "prompt_type": PromptType.document}
+            encode_corpus(
+                model := wrapped.model,
+                create_dataloader(corpus, **side).dataset.select_columns(["id", "text"]),
+                place := Path(folder) / task_metadata.name / f"{hf_subset}-{hf_split}",
+                prompt=wrapped.get_prompt(*side.values()) or "",
+                skip_bad=True,
+                **how,
+            )
+            self.vectors = open_corpus(place, model)
+
+        def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **options: Any) -> dict[str, Any]:
+            how = options["encode_kwargs"]
+            side = {"task_metadata": options["task_metadata"], "prompt_type": PromptType.query}
+            where = {"hf_split": options["hf_split"], "hf_subset": options["hf_subset"]}
+            found = wrapped.encode(create_dataloader(queries, **side, **how), **side, **where, **how)
+            named = dict(zip(queries["id"], found))
+            if top_ranked is None:
+                return self.vectors.run(named, top_k)
+            return self.vectors.scores(named, top_ranked)
+
+    found, meta = StoredCorpus(wrapped), wrapped.mteb_model_meta
+    settings = meta.experiment_kwargs | {"document_steps": wrapped.model.encoder.steps_of(side="document")}
+    found.mteb_model_meta = meta.model_copy(update={"experiment_kwargs": settings})
+    return found
+
+
 def library_instruction(task: AbsTaskRetrieval) -> str:
     """What MTEB says to the queries of a task, its general sentence where the task itself says nothing."""
     prompt = task.metadata.prompt
@@ -275,14 +320,8 @@ def _hub_subsets(subsets: list[str]) -> list[str] | None:
 
 def _fingerprint(model: LatentRetriever, prompts: Mapping[str, str]) -> str:
     """Of what decides the embeddings, K, template and token limit aside: weights, pooling, special tokens, prompts, a
-    rewriter's settings.
-
-    Of every weight 64 entries are read: training changes all of them, and reading billions would take minutes.
-    """
-    settings = [model.encoder.pooling, model.encoder.add_special_tokens, prompts, getattr(model, "options", None)]
-    digest = hashlib.sha256(json.dumps([type(model).__name__, *settings]).encode())
-    for backbone in (model.encoder.backbone, getattr(model, "generator", None)):
-        for name, weight in backbone.model.state_dict().items() if backbone is not None else ():
-            some = weight.detach().flatten()[:: max(1, weight.numel() // 64)]
-            digest.update(name.encode() + some.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    rewriter's settings."""
+    encoder, generator = model.encoder, getattr(model, "generator", None)
+    settings = [type(model).__name__, encoder.pooling, encoder.add_special_tokens, prompts]
+    settings.append(getattr(model, "options", None))
+    return fingerprint(model, *([] if generator is None else [generator]), settings=settings)
