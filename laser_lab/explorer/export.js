@@ -7,7 +7,7 @@ const python = (value) =>
     : Array.isArray(value)
       ? `[${value.map(python).join(", ")}]`
       : typeof value === "object"
-        ? `{${Object.entries(value).map(([key, part]) => `${python(key)}: ${python(part)}`).join(", ")}}`
+        ? `{${Object.entries(value).map(([key, part]) => python(key) + ": " + python(part)).join(", ")}}`
         : JSON.stringify(value);
 
 /** The call that reproduces the view. */
