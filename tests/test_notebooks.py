@@ -35,7 +35,9 @@ TINY = {
     "10_latent_geometry": TINY_GRID | dict(THINKING_STEPS=2, SHOWN=6),
     "11_real_language": dict(FULL=True),  # and what the fixture tiny_bank says
     "12_inside_a_thought": TINY_GRID | dict(THINKING_STEPS=2, PROBE_TEXTS=20, QUESTIONS=4, MODEL_STEPS=2),
-    "13_explorer": dict(STEPS=2, BATCH=8, THINKING_STEPS=2, EXPORTED=1, TIMED=2, WORLD=TINY_WORLD),
+    "13_explorer": dict(
+        STEPS=2, BATCH=8, THINKING_STEPS=2, EXPORTED=1, TIMED=2, WORLD=TINY_WORLD, ADAPTER=None, LENS_STEPS=1
+    ),
     "14_lame": TINY_GRID
     | dict(
         THINKING_STEPS=2,
