@@ -131,9 +131,13 @@ class Page:
         self.browser.execute_script("arguments[0].value = arguments[1]", self.find(selector), value)
 
     def choose(self, selector, text):
+        from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.support.select import Select
 
-        Select(self.find(selector)).select_by_visible_text(text)
+        try:
+            Select(self.find(selector)).select_by_visible_text(text)
+        except StaleElementReferenceException:
+            pass  # chosen: the control has been drawn anew
 
     def shot(self, name):
         self.browser.save_screenshot(str(SHOTS / f"{name}.png"))

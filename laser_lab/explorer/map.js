@@ -26,7 +26,11 @@ class DocumentMap {
     this.note = h("p", { class: "le-quiet" });
     this.node = h("div", {}, mapForm(this), this.stage, this.legend, this.found, this.note);
     listen(this);
-    this.watch = new ResizeObserver(() => this.draw());
+    this.colours = new Map(); // style sheet's names to colours
+    this.watch = new ResizeObserver(([{ contentRect }]) => {
+      this.width = contentRect.width; // asked for in every draw, it would be laid out anew each time
+      this.draw();
+    });
     this.watch.observe(this.stage);
   }
 
@@ -62,13 +66,28 @@ class DocumentMap {
 
   draw() {
     const { base } = this.view.state;
-    const width = this.stage.clientWidth;
+    const { width } = this;
     if (!base || !width) return;
     this.size = [width, Math.min(460, Math.round(0.66 * width))];
     this.stage.style.setProperty("height", `${this.size[1]}px`);
     paint(this);
     drawWay(this);
     this.note.textContent = mapNote(this);
+  }
+
+  /** Draw in the colours of another theme. */
+  repaint() {
+    this.colours.clear();
+    this.draw();
+  }
+
+  /** A colour of the style sheet, as the canvas takes it. */
+  colour(name) {
+    if (!this.colours.has(name)) {
+      this.canvas.style.setProperty("color", `var(--${name})`);
+      this.colours.set(name, getComputedStyle(this.canvas).color);
+    }
+    return this.colours.get(name);
   }
 
   /** Move the keyboard's place on the map. */
@@ -174,23 +193,20 @@ function paint(map) {
   const { canvas, plane, view } = map;
   const [width, height] = map.size;
   const dense = devicePixelRatio || 1;
-  canvas.width = Math.round(width * dense);
-  canvas.height = Math.round(height * dense);
+  const [inner, outer] = [Math.round(width * dense), Math.round(height * dense)];
+  if (canvas.width !== inner || canvas.height !== outer) Object.assign(canvas, { width: inner, height: outer });
   const context = canvas.getContext("2d");
-  context.scale(dense, dense);
-  const colours = new Map();
-  const colourOf = (name) => {
-    if (!colours.has(name)) {
-      canvas.style.setProperty("color", `var(--${name})`);
-      colours.set(name, getComputedStyle(canvas).color);
-    }
-    return colours.get(name);
-  };
+  context.setTransform(dense, 0, 0, dense, 0, 0);
+  context.clearRect(0, 0, width, height);
   const radius = plane.count > 20000 ? 1 : plane.count > 2000 ? 1.5 : 3;
+  const { places } = plane;
+  const first = 2 * (view.state.k - 1) * plane.count;
+  const [[left, top], [right, bottom]] = [map.pixel([0, 1]), map.pixel([1, 0])];
+  const [across, down] = [(right - left) / 65535, (bottom - top) / 65535];
   const dot = (row) => {
-    const [px, py] = map.pixel(plane.place(row, view.state.k));
-    if (px > -9 && py > -9 && px < width + 9 && py < height + 9)
-      context.fillRect(px - radius, py - radius, 2 * radius, 2 * radius);
+    const px = left + places[first + 2 * row] * across - radius;
+    const py = bottom - places[first + 2 * row + 1] * down - radius;
+    if (px > -9 && py > -9 && px < width && py < height) context.fillRect(px, py, 2 * radius, 2 * radius);
   };
   const every = (rows, kept) => {
     if (rows) for (const row of rows) plane.kept[row] === kept && dot(row);
@@ -198,12 +214,12 @@ function paint(map) {
   };
   if (plane.filtered) {
     context.globalAlpha = 0.15;
-    context.fillStyle = colourOf("le-grey");
+    context.fillStyle = map.colour("le-grey");
     every(null, 0);
   }
   context.globalAlpha = plane.column || plane.filtered ? 0.9 : 0.55;
   for (const group of plane.groups()) {
-    context.fillStyle = colourOf(group.colour);
+    context.fillStyle = map.colour(group.colour);
     every(group.rows, 1);
   }
 }

@@ -59,9 +59,12 @@ class View {
     for (const name of ["query", "change", "beside"]) host.on(name, () => this.follow());
     host.on("thinking_steps", () => this.setK(host.get("thinking_steps")));
     host.on("selection", () => this.take(host.get("selection")));
-    this.resized = new ResizeObserver(() => this.width !== columnWidth(this) && this.draw());
+    this.resized = new ResizeObserver(() => {
+      const width = columnWidth(this);
+      if (width !== this.width) Object.assign(this, { width }).draw();
+    });
     this.resized.observe(this.results);
-    this.themes = watchTheme(() => this.maps.forEach((map) => map.draw()));
+    this.themes = watchTheme(() => this.maps.forEach((map) => map.repaint()));
     if (!query) return;
     this.query.value = query;
     if (settings.first?.query === query) {
@@ -362,7 +365,7 @@ class View {
   draw() {
     const { results } = this;
     const { base, second, k } = this.state;
-    this.width = columnWidth(this);
+    this.width ??= columnWidth(this);
     const focused = results.contains(document.activeElement) ? document.activeElement.dataset.key : null;
     this.interventions.disabled = !base;
     this.reset.hidden = !second;

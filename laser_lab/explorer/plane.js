@@ -50,6 +50,11 @@ class Plane {
 
   /** Which colour each document has: rows by colour, with what the legend says of it. */
   groups() {
+    if (this.grouped?.column !== this.column) this.grouped = { column: this.column, groups: this.group() };
+    return this.grouped.groups;
+  }
+
+  group() {
     const { column } = this;
     if (!column) return [{ colour: "le-grey", rows: null }];
     if (column.kind === "number") {

@@ -60,7 +60,7 @@ function columnWidth(view) {
 /** A line per document over K: the first ranks, and lanes below for relevant documents further down. */
 function bump(view, answer) {
   const { steps, top } = view.settings;
-  const width = columnWidth(view); // one unit is one pixel, so that letters keep their size
+  const { width } = view; // one unit is one pixel, so that letters keep their size
   const [left, right, up, gap] = width < 480 ? [34, 104, 24, 27] : [46, 146, 24, 29];
   const order = (d) => (view.selected(d.id) ? 2 : d.relevant ? 1 : 0);
   const drawn = answer.documents
@@ -119,7 +119,7 @@ function bumpLine(view, d, x, y) {
         p[2] > top &&
         s("text", { class: "le-number", x: p[0], y: p[1] + 3.5, "text-anchor": "middle" }, p[2] > 999 ? "…" : p[2]),
     ),
-    last && s("text", { class: "le-label", x: last[0] + 14, y: last[1] + 4 }, clip(d.text, columnWidth(view) < 480 ? 12 : 18)),
+    last && s("text", { class: "le-label", x: last[0] + 14, y: last[1] + 4 }, clip(d.text, view.width < 480 ? 12 : 18)),
   );
 }
 
