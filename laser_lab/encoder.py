@@ -1,8 +1,5 @@
-"""The encoder: latent thinking plus pooling, behind the SentenceTransformer interface.
-
-Encoding, prompts, multi-process, saving, the Hub, trainers and evaluators are sentence-transformers' own. This file
-knows tokenization and pooling; how the model thinks is in ``thinking.py``, where weights come from in ``weights.py``.
-"""
+"""The encoder: latent thinking plus pooling behind sentence-transformers, which does encoding, prompts, multi-process,
+saving, the Hub, trainers and evaluators."""
 
 from __future__ import annotations
 
@@ -34,22 +31,20 @@ class LatentEncoder(InputModule):
     """The input module: tokenizes on the left, thinks, pools.
 
     Args:
-        backbone: The causal LM and its tokenizer.
         thinking_steps: K, the states that are pooled; settable per call. With halting, a budget.
-        document_steps: K of documents where it differs; None: the same.
-        pooling: ``"all"`` pools h_1..h_K (LaSER). ``"generated"`` pools the K states of generated tokens and drops
-            the prompt's own last state, at the price of one more call (GIRCSE).
-        halting: Thoughts end themselves (docs/method.md, section 4): True for the tokenizer's eos as the token that
-            ends them, or another token by name, as chat models have one.
+        document_steps: K of documents; None: the same.
+        pooling: ``"all"`` pools h_1..h_K (LaSER). ``"generated"`` pools the states of K generated tokens without the
+            prompt's own last one, by one more call (GIRCSE).
+        halting: Thoughts end themselves (docs/method.md, section 4), by the tokenizer's eos (True) or a token by name.
         halting_threshold: In [0, 1). At inference a text stops thinking where no later state can weigh this much.
-        max_length: Longer texts lose their end, that of the template included, and the count is logged.
-        template: ``"chat"`` wraps queries and documents in the tokenizer's chat template, as the released training and
-            evaluation do; None gives them bare, as the model card does.
-        add_special_tokens: Whether the tokenizer adds its own, such as a bos; GIRCSE's adapters expect none.
+        max_length: Longer texts lose their end, template included; their count is logged.
+        template: ``"chat"``: texts in the tokenizer's chat template, as the released code does; None: bare, as in the
+            model card.
+        add_special_tokens: Whether the tokenizer adds its own (a bos, say); GIRCSE's adapters expect none.
 
     Raises:
-        ValueError: A setting is out of its range, the tokenizer has no such end token or no chat template, or halting
-            is asked with another pooling than ``"all"``.
+        ValueError: A setting is out of its range, there is no such end token or chat template, or halting is asked with
+            another pooling than ``"all"``.
     """
 
     config_file_name = CONFIG_FILE
@@ -137,14 +132,14 @@ class LatentEncoder(InputModule):
         return self.backbone.hidden_size
 
     def steps_of(self, thinking_steps: int | None = None, side: str | None = None) -> int:
-        """K of a call: what it says, else what the model says for this `side` (``"query"``, ``"document"``, None)."""
+        """K of a call: `thinking_steps`, else the model's for this `side` (``"query"``, ``"document"``, None)."""
         if thinking_steps is not None:
             return check_steps(thinking_steps)
         is_document = side == "document" and self.document_steps is not None
         return self.document_steps if is_document else self.thinking_steps
 
     def check_inputs(self, inputs: Sequence[Input]) -> list[Input]:
-        """`inputs` as a list if this encoder reads all of them, else a TypeError that names the first that is not."""
+        """`inputs` as a list; a TypeError names the first that this encoder cannot read."""
         return check_texts(inputs)
 
     def wrapped(self, texts: Sequence[str]) -> list[str]:
@@ -152,15 +147,13 @@ class LatentEncoder(InputModule):
         return wrapped(texts, self.template, self.tokenizer)
 
     def token_ids(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """The token ids of each text, of the first `max_length` if that is given."""
+        """Token ids of each text, at most `max_length` if given."""
         limit = dict(truncation=max_length is not None, max_length=max_length)
         return self.tokenizer(list(texts), add_special_tokens=self.add_special_tokens, **limit)["input_ids"]
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Texts to left-padded ``input_ids`` and ``attention_mask``, both (B, T).
-
-        An empty text becomes one bos (or eos) token, so that it has a position to think at.
-        """
+        """Texts to left-padded ``input_ids`` and ``attention_mask``, (B, T). An empty text becomes one bos (or eos)
+        token."""
         texts = self.wrapped(prefixed(prompt, inputs))
         ids = self.token_ids(texts, self.max_length)
         long = [text for text, row in zip(texts, ids) if len(row) >= self.max_length]
@@ -179,10 +172,8 @@ class LatentEncoder(InputModule):
         threshold: float | None = None,
         edit: Edit | None = None,
     ) -> dict[str, Tensor]:
-        """What :attr:`thoughts_class` holds of the (B, T) features of :meth:`preprocess`, by name; differentiable.
-
-        With ``lexical_ids`` (B, K, N) among the features also ``lexical``, (B, K, N): the log-probability of each of
-        these tokens at each step.
+        """What :attr:`thoughts_class` holds of (B, T) features, by name; differentiable. With ``lexical_ids`` (B, K, N)
+        also ``lexical``, (B, K, N): their log-probabilities at each step.
 
         Args:
             threshold: Over :attr:`halting_threshold`.
@@ -215,10 +206,10 @@ class LatentEncoder(InputModule):
         return found
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """Adds what :meth:`think` gives and ``sentence_embedding`` (B, D, float32, unit length) to the features.
+        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features.
 
-        Features with ``segment_ends`` (:func:`laser_lab.explicit.explicit_features`) are the explicit view: one pass,
-        the states at the segment ends, and the last state as the embedding (docs/method.md, section 2).
+        With ``segment_ends`` they are the explicit view (docs/method.md, section 2): one pass, the states at the
+        segment ends, and the last state as the embedding.
         """
         if "segment_ends" in features:
             backbone = self.backbone
@@ -231,7 +222,7 @@ class LatentEncoder(InputModule):
         return features | found
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
-        """Write the whole model, or the adapter alone where there is one, with tokenizer and settings."""
+        """Write the model (or its adapter alone), tokenizer and settings."""
         self.backbone.model.save_pretrained(output_path)
         self.save_tokenizer(output_path)
         if self.backbone.processor is not None:
@@ -249,9 +240,8 @@ class LatentEncoder(InputModule):
         model_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> LatentEncoder:
-        """Load what :meth:`save` wrote (also called by ``SentenceTransformer(folder, trust_remote_code=True)``), or
-        any backbone :func:`laser_lab.weights.load_backbone` reads, with default settings; `settings` of the
-        class go over both."""
+        """Load what :meth:`save` wrote (``SentenceTransformer(folder, trust_remote_code=True)`` calls this too) or any
+        backbone that :func:`laser_lab.weights.load_backbone` reads; `settings` go over those saved."""
         options = dict(model_kwargs or {})
         where = {key: kwargs[key] for key in ("device", "dtype", "adapter") if key in kwargs}
         backbone = load_backbone(
@@ -266,19 +256,19 @@ class LatentEncoder(InputModule):
 
 
 class LatentRetriever(SentenceTransformer):
-    """A SentenceTransformer whose first module is a :class:`LatentEncoder`; the door for bad input."""
+    """A SentenceTransformer whose first module is a :class:`LatentEncoder`; checks its input."""
 
     @property
     def encoder(self) -> LatentEncoder:
         return self[0]
 
     def encode(self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] = (), **kwargs: Any) -> Any:
-        """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call (default: the model's own for queries or
-        documents) and ``prompts``, one per input: where not empty, it replaces the model's
+        """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call (default: the model's for queries or
+        documents) and ``prompts``, one per input; where not empty, it replaces the model's
         (:func:`laser_lab.data.prompts.join_query`).
 
-        An empty list gives an empty (0, D) array. Texts longer than ``max_length`` are truncated and counted in the
-        log. LaME on a vision-language backbone also reads PIL images and ``{"text": ..., "image": ...}``.
+        An empty list gives a (0, D) array. Longer texts than ``max_length`` are truncated and counted in the log. LaME
+        on a vision-language backbone also reads PIL images and ``{"text": ..., "image": ...}``.
 
         Raises:
             TypeError: An input or prompt is not a string, or not what the model reads.
@@ -314,18 +304,17 @@ def think(
 
     Args:
         thinking_steps: K; default: the model's own (for documents, where ``prompt_name`` is ``"document"``).
-        prompt_name: ``"query"`` to think as ``encode_query`` does; default: the bare text, as ``encode``.
+        prompt_name: ``"query"`` to think as ``encode_query`` does; default: the bare text.
         prompts: One per text, as of :meth:`LatentRetriever.encode`.
-        threshold: With halting, the weight below which a text stops thinking; default: the model's own. 0: all K
-            states are computed, to see what comes after the end.
-        edit: An intervention: called with k, soft token t_k (b, D) and which of `texts` these b rows are; returns
-            what is fed back instead.
+        threshold: Weight below which a text stops thinking; default: the model's own. 0: all K states are computed.
+        edit: An intervention: called with k, soft token t_k (b, D) and the indices of these b texts; returns what is
+            fed back instead.
 
     Returns:
         :class:`Thoughts` with (B, K, D) float32 states, in the order of `texts`.
 
     Raises:
-        TypeError: A text is not a string, or not what the model reads (:meth:`LatentRetriever.encode`).
+        TypeError: A text is not a string, or not what the model reads.
         ValueError: ``thinking_steps`` is not a positive integer.
     """
     encoder: LatentEncoder = model[0]
@@ -346,7 +335,7 @@ def think(
 
 
 def put_rows(found: dict[str, Tensor], rows: Sequence[int], values: dict[str, Tensor], count: int) -> None:
-    """Write a batch's tensors into those of all `count` texts, on the CPU and in float32; made on first use."""
+    """Write a batch's tensors, float32 on the CPU, into those of all `count` texts; made on first use."""
     for name, value in values.items():
         value = (value.float() if value.is_floating_point() else value).cpu()
         if name not in found:

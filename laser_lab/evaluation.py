@@ -1,7 +1,4 @@
-"""Evaluation: rank a corpus, score the ranking with the field's measures.
-
-The measures are trec_eval's, through `pytrec_eval`, which MTEB uses too; nothing is computed by hand here.
-"""
+"""Rank a corpus and score the ranking with trec_eval's measures (`pytrec_eval`, which MTEB uses too)."""
 
 from __future__ import annotations
 
@@ -42,12 +39,11 @@ def evaluate(
 
     Args:
         thinking_steps: K for queries and documents; default: the model's own.
-        per_query: Return a frame with a row per query (``query_id`` and the measures), for statistics.
-        corpus: A folder into which this model encoded the corpus of `task` (:func:`laser_lab.encode_corpus`). Its
-            documents stay as they are, and `thinking_steps` is the queries' alone.
+        corpus: A folder of this model and corpus (:func:`laser_lab.encode_corpus`); `thinking_steps` is then the
+            queries'.
 
     Returns:
-        The mean of every measure in :data:`MEASURES`, or the per-query frame.
+        The mean of every measure in :data:`MEASURES`; with `per_query` a frame with ``query_id`` and the measures.
 
     Raises:
         ValueError: `corpus` was made by other weights, or holds another number of documents.
@@ -65,7 +61,7 @@ def evaluate(
 def score(
     queries: np.ndarray, documents: np.ndarray, task: RetrievalTask, *, per_query: bool = False
 ) -> dict[str, float] | pd.DataFrame:
-    """As :func:`evaluate`, from unit-length embeddings: (queries, D) and (documents, D) in the order of `task`."""
+    """As :func:`evaluate`, from unit-length (queries, D) and (documents, D) embeddings in the order of `task`."""
     return _summed_up(_run(queries, documents, task), task, per_query)
 
 
@@ -77,7 +73,7 @@ def _summed_up(
 
 
 def score_run(run: dict[str, dict[str, float]], task: RetrievalTask) -> pd.DataFrame:
-    """Per-query measures of any run, {query id: {document id: score}}; a query without results scores 0."""
+    """Per-query measures of a run, {query id: {document id: score}}; 0 for a query without results."""
     import pandas as pd
     import pytrec_eval
 
@@ -119,12 +115,11 @@ def rank(
 def score_steps(
     queries: Thoughts, documents: Thoughts, task: RetrievalTask, document_steps: int | None = None
 ) -> pd.DataFrame:
-    """Per-query measures for every K from one rollout each: a frame as :func:`evaluate`'s with a ``thinking_steps``
-    column. The states of K=8 contain those of K=1..8, so the sweep costs one encoding (for pooling ``"all"``).
+    """:func:`evaluate`'s per-query frame for every K (``thinking_steps``) from one rollout each.
 
     Args:
-        document_steps: K of the documents whatever the queries' K: an index that stays as it is. Default: the same K,
-            as far as the documents thought.
+        document_steps: K of the documents (an index that stays as it is); default: the queries', as far as they
+            thought.
     """
     import pandas as pd
 

@@ -1,5 +1,4 @@
-"""The explicit view, for training and as an upper bound: segments of reasoning and their states (docs/method.md,
-section 2)."""
+"""The explicit view: segments of reasoning and their states (docs/method.md, section 2)."""
 
 from __future__ import annotations
 
@@ -32,15 +31,13 @@ def explicit_features(
     rule: str = "released",
     max_length: int = EXPLICIT_MAX_LENGTH,
 ) -> dict[str, Tensor]:
-    """Model input of the explicit view: [q ; segment 1 ; ... ; segment M ; eos], left-padded. The encoder's template
-    stands around the query.
-
-    Segments are joined by a blank line and tokenized one by one, so that their last tokens are known. A query or
-    reasoning too long for `max_length` loses its end; the eos stays.
+    """Model input of the explicit view: [q ; segment 1 ; ... ; segment M ; eos], left-padded, the query in its
+    template. Segments are joined by blank lines and tokenized one by one. What exceeds `max_length` is cut; the eos
+    stays.
 
     Returns:
-        ``input_ids`` and ``attention_mask``, (B, T), and ``segment_ends``, (B, K): for each thinking step the
-        position of the last token of the segment it is aligned with, or of the eos where there is no reasoning.
+        ``input_ids`` and ``attention_mask``, (B, T), and ``segment_ends``, (B, K): per thinking step the position of
+        its segment's last token, or of the eos where there is no reasoning.
     """
     tokenizer = encoder.tokenizer
     rows, ends = [], []
@@ -72,13 +69,13 @@ def explicit_thoughts(
     batch_size: int = 32,
     show_progress_bar: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The explicit view of some queries, without gradients: the upper bound that sees the reasoning.
+    """The explicit view of queries, without gradients: an upper bound, as it sees the reasoning.
 
     Args:
         prompts: One per query, as of :meth:`laser_lab.encoder.LatentRetriever.encode`.
 
     Returns:
-        (B, D) float32 unit-length teacher embeddings, and the (B, K, D) float32 segment states.
+        (B, D) float32 unit-length teacher embeddings, and (B, K, D) float32 segment states.
     """
     encoder: LatentEncoder = model[0]
     size = encoder.get_embedding_dimension()

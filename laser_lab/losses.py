@@ -1,8 +1,8 @@
-"""The objectives, one class each. They see states and document vectors; they know no tokenizer and no model class.
+"""The objectives, one class each; they know no tokenizer and no model.
 
-Shapes: B queries, N documents (all of the batch, gathered across devices), K thinking steps, D hidden size. Embeddings
-are float32 of unit length, states are raw. ``positives`` (B,) is each query's row among the documents; ``ignored``
-(B, N) marks documents that must not count as negatives, because they are relevant to the query too.
+Shapes: B queries, N documents (of the batch on all devices), K thinking steps, D hidden size. Embeddings are float32 of
+unit length, states are raw. ``positives`` (B,) is each query's row among the documents; ``ignored`` (B, N) marks
+documents that are no negatives.
 """
 
 from __future__ import annotations
@@ -29,11 +29,8 @@ class InfoNCE(nn.Module):
 
 
 class OutputKL(nn.Module):
-    """Output distillation (LaSER, eq. 6): KL of the teacher's ranking distribution from the student's, batchmean.
-
-    The teacher side carries no gradient. Where the teacher has document vectors of its own (a frozen copy), its
-    distribution is over those.
-    """
+    """Output distillation (LaSER, eq. 6): KL of the teacher's ranking distribution from the student's, batchmean. The
+    teacher carries no gradient; one with document vectors of its own ranks those."""
 
     def __init__(self, temperature: float = 0.02) -> None:
         super().__init__()
@@ -48,8 +45,8 @@ class OutputKL(nn.Module):
 
 
 class TrajectoryAlignment(nn.Module):
-    """Trajectory alignment (LaSER, eq. 10: KL_mid, weight λ3): :class:`OutputKL` of each step's state against the state
-    of the segment that the step is aligned with; mean over queries and steps."""
+    """Trajectory alignment (LaSER, eq. 10: KL_mid, λ3): :class:`OutputKL` of each step's state against its segment's;
+    mean over queries and steps."""
 
     def __init__(self, temperature: float = 0.05) -> None:
         super().__init__()
@@ -62,21 +59,17 @@ class TrajectoryAlignment(nn.Module):
 
 
 class LexicalAlignment(nn.Module):
-    """Cross-entropy of what each step should say and what it says (ours; docs/method.md, section 5); mean over all
-    steps that have a target. The log-probabilities are those of the soft token itself, softmax(W h_k)."""
+    """Cross-entropy of what each step should say and what it says, softmax(W h_k) (ours; docs/method.md, section 5);
+    mean over steps that have a target."""
 
     def forward(self, log_probabilities: Tensor, targets: Tensor) -> Tensor:
-        """(B, K, N) log-probabilities of chosen tokens and (B, K, N) target probabilities to a scalar; 0 where no
-        step has a target. Tokens with target 0 are padding."""
+        """(B, K, N) log-probabilities and target probabilities (0: padding) to a scalar; 0 if no step has a target."""
         losses = -(log_probabilities.masked_fill(targets == 0, 0.0) * targets).sum(-1)
         return losses.sum() / (targets.sum(-1) > 0).sum().clamp(min=1)
 
 
 class StepwiseContrastive(nn.Module):
-    """GIRCSE's loss: InfoNCE after every step, and a penalty where a step makes it worse (GIRCSE, section 3.3).
-
-    mean_k CL(first k states) and mean_k relu(log L_{k+1} - log L_k); the penalty of one step alone is 0.
-    """
+    """GIRCSE's loss (section 3.3): mean_k CL(first k states), and the penalty mean_k relu(log L_{k+1} - log L_k)."""
 
     def __init__(self, temperature: float = 0.02) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The table of methods. A method is data: how to think, what to minimise, in which stages. An ablation is a row."""
+"""The table of methods: how to think, what to minimise, in which stages. An ablation is a row."""
 
 from __future__ import annotations
 
@@ -20,26 +20,21 @@ def _share(default: float = 0.0) -> Any:
 
 @dataclass(frozen=True)
 class Method:
-    """What every row has: K, and InfoNCE on the thinking view.
-
-    Raises:
-        ValueError: A weight is negative or not finite, all are zero, a temperature is not positive, a share or dropout
-            is not from 0 to below 1, or there is no such sampling.
-    """
+    """What every row has: K, and InfoNCE on the thinking view. ValueError: a setting is out of its range."""
 
     thinking_steps: int = 3
     """K; 1 is a single pass. With halting, a budget."""
     document_steps: int | None = None
     """K of documents; None: as queries."""
     contrastive: float = _weight(1.0)
-    """Weight of InfoNCE on the latent view (LaSER, eq. 3)."""
+    """InfoNCE on the latent view (LaSER, eq. 3)."""
     temperature: float = 0.02
     """Of InfoNCE."""
     sampling: str = "pairs"
-    """``"pairs"``: a row per query and positive, negatives drawn. ``"first"``, as released: a row per query, its first
-    positive and first n negatives (:func:`laser_lab.training.batches.training_pairs`)."""
+    """``"pairs"``: a row per query and positive, negatives drawn; ``"first"``, as released: a row per query
+    (:func:`laser_lab.training.batches.training_pairs`)."""
     lora_dropout: float = 0.0
-    """Of the adapter that training adds; 0.1 in the released code."""
+    """Of the adapter that training adds; 0.1 as released."""
 
     def __post_init__(self) -> None:
         check_steps(self.thinking_steps)
@@ -64,7 +59,7 @@ class Method:
 
     @property
     def thinking(self) -> dict[str, Any]:
-        """How the encoder thinks under this method: arguments of :meth:`LatentEncoder.set_thinking`."""
+        """Arguments of :meth:`LatentEncoder.set_thinking`."""
         return {"thinking_steps": self.thinking_steps, "document_steps": self.document_steps}
 
     @property
@@ -87,13 +82,11 @@ class Method:
 
 @dataclass(frozen=True)
 class LatentMethod(Method):
-    """A row that feeds soft tokens back: LaSER, GIRCSE, and ours.
+    """A row that feeds soft tokens back: LaSER, GIRCSE, and ours. ValueError: as :class:`Method`, also for halting with
+    another pooling than ``"all"`` or with GIRCSE's terms.
 
         L = contrastive·CL + explicit·CL(explicit) + output·KL_out + trajectory·KL_mid + lexical·CE
             + stepwise·mean_k CL_k + monotonicity·penalty
-
-    Raises:
-        ValueError: As :class:`Method`, no such format, or halting is asked with another pooling than ``"all"``.
     """
 
     pooling: str = "all"
@@ -101,44 +94,42 @@ class LatentMethod(Method):
     halting: bool | str = False
     """Thoughts end themselves (docs/method.md, section 4): True, or the token that ends them."""
     explicit: float = _weight()
-    """λ1: weight of InfoNCE on the explicit view, which sees the reasoning."""
+    """λ1: InfoNCE on the explicit view, which sees the reasoning."""
     output: float = _weight()
-    """λ2: weight of the output distillation, KL_out (LaSER, eq. 6)."""
+    """λ2: output distillation, KL_out (LaSER, eq. 6)."""
     trajectory: float = _weight()
-    """λ3: weight of the trajectory alignment, KL_mid (LaSER, eq. 10)."""
+    """λ3: trajectory alignment, KL_mid (LaSER, eq. 10)."""
     output_temperature: float = 0.02
     trajectory_temperature: float = 0.05
-    """0.05 in the released code, 0.02 in the paper."""
+    """0.05 as released, 0.02 in the paper."""
     downsampling: str = "released"
     """Which segment a step is aligned with (:func:`laser_lab.data.segments.downsample`)."""
     explicit_format: str = "segments"
-    """How the explicit view is joined and cut: ``"segments"`` (:func:`laser_lab.explicit.explicit_features`), or as
-    ``"released"`` (:func:`laser_lab.training.released.released_features`)."""
+    """The explicit view as ``"segments"`` (:func:`laser_lab.explicit.explicit_features`) or as ``"released"``
+    (:func:`laser_lab.training.released.released_features`)."""
     mask_positives: bool = True
-    """A query's other positives in the batch are no negatives; in the released code they are."""
+    """A query's other positives in the batch are no negatives; as released they are."""
     lexical: float = _weight()
-    """Weight of the lexical alignment (ours): each soft token says the words of its share of the reasoning."""
+    """Lexical alignment (ours): each soft token says the words of its share of the reasoning."""
     lexical_novelty: bool = True
     """Leave out the words that the query or an earlier share holds."""
     lexical_idf: bool = True
-    """Weigh words by their inverse document frequency over the training reasoning."""
+    """Weigh words by inverse document frequency over the training reasoning."""
     lexical_end: bool = True
     """After the last segment, the target is the token that ends a thought."""
     stepwise: float = _weight()
-    """Weight of GIRCSE's InfoNCE after every step."""
+    """GIRCSE's InfoNCE after every step."""
     monotonicity: float = _weight()
-    """Weight of GIRCSE's penalty on steps that make it worse."""
+    """GIRCSE's penalty on steps that make it worse."""
     distil_start: float = _share()
     """Share of the steps before λ2 and λ3 act at all."""
     distil_warmup: float = _share()
     """Share of the steps over which they then rise linearly from 0."""
     distil_documents: bool = False
-    """Whether λ2 and λ3 also move the documents, as in the released code, or the query's thoughts alone.
-
-    On HopWorld λ2=10 trains without diverging only with a schedule and fixed documents: else it drags them towards a
-    teacher that has not learned yet (docs/method.md, section 3)."""
+    """Whether λ2 and λ3 also move the documents, as released. On HopWorld λ2=10 diverges so, and without a schedule:
+    documents are drawn to a teacher that has not learned yet (docs/method.md, section 3)."""
     teacher_first: float = _share()
-    """Share of the steps in which the explicit view alone is trained. Its frozen copy is then the teacher."""
+    """Share of the steps that train the explicit view alone; its frozen copy is then the teacher."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,25 +163,21 @@ class LatentMethod(Method):
 class ReasonMethod(Method):
     """A row that thinks in one pass: L = contrastive·CL + reconstruction·CE + diversity·cos² (LaME).
 
-    The terms and the two stages are published without numbers. Where tokens start, K and the length of the first
-    stage were searched on HopWorld's dev queries at one hop, one setting at a time, one seed
-    (figures/data/lame_search.csv, by ``python -m laser_lab.lab.cells FILE.csv --search lame --seeds 1``). The start
-    word matters most, then K (fewer is better), then the first stage (shorter is better). K is that of the other
-    methods, and the first stage the shortest tried that is one. The rest made no clear difference. LaME still scores
-    below `basic` at one hop.
+    The paper gives terms and stages without numbers. Start word, K and the length of the first stage were searched on
+    HopWorld's dev queries at one hop, one at a time, one seed (figures/data/lame_search.csv; ``python -m
+    laser_lab.lab.cells FILE.csv --search lame --seeds 1``); they matter in this order. K is that of the other methods,
+    and the first stage the shortest tried. LaME still scores below `basic` at one hop.
     """
 
     reconstruction: float = _weight(1.0)
-    """Weight of the decoder head: the positive document's text from the K bottleneck states alone."""
+    """The decoder head: the positive document's text from the K states alone."""
     diversity: float = _weight(0.1)
-    """Weight of the term against reason tokens that collapse into one."""
+    """Against reason tokens that collapse into one."""
     bottleneck_warmup: float = _share(0.1)
-    """Share of the steps in which the backbone is frozen: reason tokens, [EMBED] and heads train alone."""
+    """Share of the steps in which the backbone is frozen and the rest trains."""
     start_word: str = "think"
-    """Word at whose embedding reason tokens and [EMBED] start; empty: they are drawn like rows of the table.
-
-    After "think" the language model of HopWorld goes on to answer, and so does [EMBED] from the first step on. A token
-    that is drawn, or that ends a text, memorises the training queries instead."""
+    """Word at whose embedding reason tokens and [EMBED] start; empty: drawn like rows of the table. After "think"
+    HopWorld's model answers, and so does [EMBED] at once; drawn or end-of-text tokens memorise the training queries."""
 
 
 _LASER = LatentMethod(explicit=1.0, output=10.0, trajectory=0.1, distil_start=0.25, distil_warmup=0.25)
@@ -233,15 +220,11 @@ METHODS: dict[str, Method] = {
     "lame-no-diversity": _LAME.replace(diversity=0.0),
     "lame-no-warmup": _LAME.replace(bottleneck_warmup=0.0),
 }
-"""Name to row. ``METHODS["laser"].replace(thinking_steps=6)`` is a row of your own."""
+"""Name to row; ``METHODS["laser"].replace(thinking_steps=6)`` is a row of your own."""
 
 
 def method_of(method: str | Method, **changes: Any) -> Method:
-    """A row by name or as it is, with changes.
-
-    Raises:
-        ValueError: No such row.
-    """
+    """A row by name or as it is, with changes. ValueError: no such row."""
     if isinstance(method, str):
         if method not in METHODS:
             raise ValueError(f"no method {method!r}; there are {', '.join(METHODS)}")

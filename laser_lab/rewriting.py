@@ -27,11 +27,8 @@ def generate_reasoning(
     """What a causal LM writes after each query, greedily, up to its eos.
 
     Args:
-        template: The LM's prompt, with ``{query}`` in it.
-        max_length: Tokens of the prompt, beyond which its beginning is cut.
-
-    Raises:
-        ValueError: `template` has no ``{query}``.
+        template: The LM's prompt, with ``{query}`` in it; else a ValueError.
+        max_length: Tokens of the prompt; its beginning is cut.
     """
     if "{query}" not in template:
         raise ValueError(f"template must hold {{query}}, got {template!r}")
@@ -64,14 +61,13 @@ class RewriteRetriever(LatentRetriever):
     end: str
 
     def rewrite(self, queries: Sequence[str], show_progress_bar: bool = False) -> list[str]:
-        """Each query followed by a blank line and what the generator wrote, as the explicit view joins them."""
+        """Each query, a blank line, and what the generator wrote."""
         texts = check_texts(queries)
         reasoning = generate_reasoning(self.generator, texts, show_progress_bar=show_progress_bar, **self.options)
         return [f"{text}\n\n{r}{self.end}" if r else text for text, r in zip(texts, reasoning)]
 
     def encode_query(self, inputs: str | Sequence[str], *args: Any, **kwargs: Any) -> Any:
-        """:meth:`LatentRetriever.encode_query` of the rewritten queries. The generator sees the query alone; prompts
-        and template stand around what it became."""
+        """:meth:`LatentRetriever.encode_query` of the rewritten queries; the generator sees no prompt."""
         show = bool(kwargs.get("show_progress_bar"))
         rewritten = self.rewrite([inputs], show)[0] if isinstance(inputs, str) else self.rewrite(inputs, show)
         return super().encode_query(rewritten, *args, **kwargs)
@@ -86,17 +82,13 @@ def rewrite_then_retrieve(
     max_new_tokens: int = 128,
     batch_size: int = 16,
 ) -> RewriteRetriever:
-    """A retriever that first lets `generator` reason in words: [q ; generated r] is what `retriever` encodes.
+    """A retriever of [q ; generated r]: `generator` reasons in words first. It shares `retriever`'s weights and
+    settings.
 
     Args:
-        generator: A causal LM: a loaded retriever (its backbone writes) or a :class:`Backbone`. It may be the
-            retriever's own, adapter included; documents are encoded by `retriever` alone.
-        template: The generator's prompt, with ``{query}`` in it.
-        end: What follows the reasoning. A retriever trained on the explicit view (``METHODS["rewrite"]``) expects
-            the tokenizer's eos there.
-
-    Returns:
-        A retriever that shares `retriever`'s weights, prompts and settings. Its time per query includes generation.
+        generator: A loaded retriever (its backbone writes) or a :class:`Backbone`; may be `retriever` itself.
+        template: The generator's prompt, with ``{query}`` in it; else a ValueError.
+        end: What follows the reasoning: the tokenizer's eos for a retriever trained as ``METHODS["rewrite"]``.
     """
     backbone = generator if isinstance(generator, Backbone) else generator[0].backbone
     combined = RewriteRetriever(

@@ -1,8 +1,4 @@
-"""Vision-language backbones.
-
-Images are read in one pass, by LaME (:class:`laser_lab.lame.ReasonEncoder`). The loop with soft tokens reads texts
-only, also on these backbones.
-"""
+"""Vision-language backbones. Only LaME (:class:`laser_lab.lame.ReasonEncoder`) reads images; the loop reads texts."""
 
 from __future__ import annotations
 
@@ -21,22 +17,16 @@ if TYPE_CHECKING:
 
 
 class VisionBackbone(Backbone):
-    """A vision-language model and its processor.
-
-    ``model`` holds the vision encoder, the projector and the language model: freezing, training and saving act on all
-    three. Only :meth:`read` sees images; it calls the model's own forward, which places them as the family needs.
-    """
+    """A vision-language model and its processor. ``model`` holds vision encoder, projector and language model:
+    freezing, training and saving act on all. Only :meth:`read` sees images, by the model's own forward."""
 
     def __init__(self, model: PreTrainedModel | nn.Module, processor: ProcessorMixin, name: str = "") -> None:
         super().__init__(model, processor.tokenizer, name)
         self.processor = processor
 
     def preprocess(self, texts: Sequence[str], images: Sequence[Image | None]) -> dict[str, Tensor]:
-        """Features of texts with or without an image, padded on the left.
-
-        A text without an image is tokenized as in every backbone. With one, it goes through the processor's chat
-        template, or follows the image where there is no template.
-        """
+        """Left-padded features of texts, each with or without an image. With one, the text goes through the processor's
+        chat template, or follows the image if there is none."""
         blank = self.tokenizer.bos_token or self.tokenizer.eos_token  # an empty text has a position too
         prompts = [text or blank if image is None else self._render(text) for text, image in zip(texts, images)]
         nested = [[] if image is None else [image.convert("RGB")] for image in images]
@@ -52,12 +42,8 @@ class VisionBackbone(Backbone):
         return prompt.removeprefix(start) if doubled else prompt  # else the bos stands there twice
 
     def read(self, features: dict[str, Tensor], appended: Tensor) -> Tensor:
-        """States after the final norm, (B, N, D), of (B, N, D) vectors that follow the (B, T) `features` of
-        :meth:`preprocess`.
-
-        The model is given eos ids in their place, whose embeddings the vectors replace: families place images by token
-        ids.
-        """
+        """States after the final norm, (B, N, D), of (B, N, D) vectors behind the (B, T) `features`. The model gets eos
+        ids, whose embeddings the vectors replace, as families place images by token ids."""
         body = self.causal_lm.base_model
         known = inspect.signature(body.forward).parameters  # drops what only the trainer reads
         inputs = {name: value for name, value in features.items() if name in known}

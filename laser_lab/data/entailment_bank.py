@@ -1,9 +1,5 @@
-"""EntailmentBank's public release as a folder that the readers and the experiment take.
-
-The release (Dalvi et al., "Explaining Answers with Entailment Trees", EMNLP 2021) is at
-https://allenai.org/data/entailmentbank. ``python -m laser_lab.data.entailment_bank RELEASE FOLDER`` reads task 2 of it,
-in which every question has the facts of its tree among others that a retriever found, and the WorldTree facts beside.
-"""
+"""EntailmentBank's public release (Dalvi et al., EMNLP 2021; https://allenai.org/data/entailmentbank), task 2, as a
+folder that :mod:`laser_lab.data.readers` reads: ``python -m laser_lab.data.entailment_bank RELEASE FOLDER``."""
 
 from __future__ import annotations
 
@@ -19,18 +15,12 @@ WORLDTREE = "supporting_data/worldtree_corpus_sentences_extended.json"
 
 
 def convert(release: str | os.PathLike[str], folder: str | os.PathLike[str]) -> dict[str, int]:
-    """Write ``corpus.jsonl`` and a file per split that `release` has, as :func:`laser_lab.data.readers.read_task` takes
-    them. A fact is a text: the same text is one document. The reasoning is the tree's conclusions in order, the last
-    of which is the hypothesis.
-
-    Args:
-        release: The unpacked release: the folder in which ``dataset/task_2`` and ``supporting_data`` lie, or any above.
-
-    Returns:
-        Rows per file written.
+    """Write ``corpus.jsonl`` and a file per split of `release` (the unpacked folder, or one above); returns rows per
+    file. Equal texts are one document. The reasoning is the tree's conclusions in order; the last one is the
+    hypothesis.
 
     Raises:
-        FileNotFoundError: There is no such release in `release`.
+        FileNotFoundError: `release` holds no such release.
     """
     roots = sorted(path.parents[2] for path in Path(release).glob("**/dataset/task_2/train.jsonl"))
     if not roots or not (roots[-1] / WORLDTREE).is_file():

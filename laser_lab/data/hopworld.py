@@ -1,11 +1,7 @@
 """HopWorld: a small world whose queries need a known number of reasoning steps.
 
-There are entities, relations (each a function from entity to entity) and queries that compose them: to find the
-document of the "teacher of mother of mirolo" one must find mirolo's mother first. Every hop is known, so a thought can
-be checked against the truth. What varies is set: how many hops a query needs (one depth or several), how many words
-the reasoning takes per hop, and how many queries there are to train on.
-
-This file knows no model. :mod:`laser_lab.data.hopworld_lm` pretrains the language model that belongs to a world.
+A query composes relations (functions from entity to entity): "teacher of mother of mirolo" needs mirolo's mother first.
+All hops are known, so thoughts can be checked. :mod:`laser_lab.data.hopworld_lm` pretrains the world's language model.
 """
 
 from __future__ import annotations
@@ -43,19 +39,18 @@ MAX_ENTITIES = 100_000
 MAX_COMPOSITIONS = 1_000_000
 MAX_HOPS = 32
 RECIPE = 3
-"""Part of the language model's key: raise it when the same configuration would give another model."""
+"""Part of the model's key: raise it when equal settings would give another model."""
 
 
 @dataclass(frozen=True)
 class HopWorldConfig:
     """A world and its language model.
 
-    The names and facts depend on `seed` and on the sizes of what they consist of, never on `verbosity`, `hops` or the
-    model, so that these can be varied alone. With several depths, the held-out compositions of each depth are the
-    first ones of those of the world of that depth alone.
+    Names and facts depend only on `seed` and on the sizes of what they consist of, so `verbosity`, `hops` and the model
+    can be varied alone. The held-out compositions of a depth begin those of the world of that depth alone.
 
     Raises:
-        ValueError: A setting out of its range, or more held-out compositions than leave one of each depth to train on.
+        ValueError: A setting out of range, or no composition of some depth remains to train on.
     """
 
     entities: int = 60
@@ -63,19 +58,16 @@ class HopWorldConfig:
     attributes: int = 4
     """attribute words in each document"""
     hops: int | tuple[int, ...] = 3
-    """relations in a query: one number, or several for a world in which every query has one of these depths (kept in
-    ascending order; a single number in a tuple is that number)"""
+    """relations in a query: one number, or several depths (kept ascending)"""
     verbosity: int = 1
-    """tokens of reasoning per hop; 1 is the bridge entity alone, 5 is "mother of mirolo then tadeko" """
+    """tokens of reasoning per hop; 1: the bridge entity alone, for 5, "mother of mirolo then" stands before it"""
     dev: int = 100
-    """held-out compositions to tune on, of all depths together: each depth has its equal share, and what does not
-    divide goes to the deepest"""
+    """held-out compositions to tune on, shared equally by the depths; the remainder goes to the deepest"""
     test: int = 400
-    """held-out compositions to report, shared among the depths as those of `dev`"""
+    """held-out compositions to report, shared like `dev`"""
     train_queries: int | None = None
-    """training queries of each depth (:meth:`HopWorld.dataset`). None: as many as the depth with the most of them has.
-    Where a depth has fewer compositions than this, all of them are used and repeated, so that training always sees
-    every depth equally often. The language model does not depend on it."""
+    """training rows per depth (:meth:`HopWorld.dataset`); None: as many as the largest depth has. Depths with fewer
+    compositions repeat them. The language model does not depend on it."""
     seed: int = 0
     layers: int = 3
     hidden_size: int = 96
@@ -138,7 +130,7 @@ class HopWorldConfig:
 
     @property
     def max_hops(self) -> int:
-        """The number of hops of the deepest queries."""
+        """The deepest queries' number of hops."""
         return self.depths[-1]
 
     @property
@@ -154,23 +146,23 @@ class HopWorldConfig:
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """The settings that the language model depends on: all but `train_queries`."""
+        """All settings that the language model depends on."""
         return {name: value for name, value in asdict(self).items() if name != "train_queries"}
 
     @property
     def key(self) -> str:
-        """A short hash of the language model's settings: its name in the cache."""
+        """A short hash of the model's settings: its name in the cache."""
         text = json.dumps({**self.model_settings, "recipe": RECIPE}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
     def folder(self) -> Path:
-        """Where this world's model is, or will be (:func:`laser_lab.data.hopworld_lm.pretrained`)."""
+        """Where this world's model is cached (:func:`laser_lab.data.hopworld_lm.pretrained`)."""
         return cache_dir() / f"hopworld-{self.key}"
 
     @property
     def max_positions(self) -> int:
-        """Room for a query, its reasoning and as many thoughts again; rotary positions cost no weights."""
+        """Room for a query, its reasoning and as many thoughts again."""
         return max(256, 2 * (2 * self.max_hops + 3 + self.max_hops * self.verbosity))
 
 
@@ -179,7 +171,7 @@ def _is_integer(value: Any, low: int, high: int | None) -> bool:
 
 
 def _ordered(hops: int | tuple[int, ...] | list[int]) -> int | tuple[int, ...]:
-    """One number of hops as it is, several (JSON gives a list) as an ascending tuple."""
+    """One number as it is, several (JSON gives a list) as an ascending tuple."""
     depths = hops if isinstance(hops, (tuple, list)) else (hops,)
     if not depths or not all(_is_integer(depth, 1, MAX_HOPS) for depth in depths) or len(set(depths)) < len(depths):
         raise ValueError(
@@ -194,9 +186,9 @@ class Composition:
 
     start: str
     relations: tuple[str, ...]
-    """in order of thinking; the query names them the other way round"""
+    """in order of thinking; the query names them in reverse"""
     bridges: tuple[str, ...]
-    """the entity after each hop; the last one is the answer"""
+    """the entity after each hop; the last is the answer"""
 
     @property
     def id(self) -> str:
@@ -204,7 +196,7 @@ class Composition:
 
     @property
     def query(self) -> str:
-        """``"teacher of mother of mirolo ? think"``: the relation named last is applied first."""
+        """``"teacher of mother of mirolo ? think"``"""
         return f"{' of '.join((*reversed(self.relations), self.start))} ? think"
 
     @property
@@ -218,27 +210,26 @@ class Composition:
 
     @property
     def beginnings(self) -> list[tuple[str, ...]]:
-        """The start with the first relation, with the first two, and so on, up to all of them: whoever follows this
-        composition follows each of these."""
+        """The start with its first relation, with its first two, ..., with all of them."""
         return [(self.start, *self.relations[:hops]) for hops in range(1, self.depth + 1)]
 
 
 class HopWorld:
-    """The world that a configuration describes; the same configuration gives the same world on every machine."""
+    """The world of a configuration; equal on every machine."""
 
     config: HopWorldConfig
     entities: list[str]
     """names; each is one token"""
     relations: list[str]
     facts: dict[str, dict[str, str]]
-    """relation to {entity: entity}; nobody is related to themselves, so every hop leads away"""
+    """relation to {entity: entity}; no entity maps to itself"""
     documents: dict[str, str]
-    """entity (the document's id) to its name and attributes"""
+    """entity (the document's id) to name and attributes"""
     splits: dict[str, list[Composition]]
-    """``train``, ``dev`` and ``test``, each in ascending depth; no composition is in two of them"""
+    """disjoint ``train``, ``dev`` and ``test``, each in ascending depth"""
     known: list[Composition]
-    """those whose chains of thought the language model reads: all that neither are held out nor extend a held-out one
-    by further hops (which would spell it out). ``train`` is the first `train_queries` of each depth of them."""
+    """compositions that the language model reads: neither held out nor an extension of a held-out one. ``train`` is the
+    first `train_queries` of each depth."""
 
     def __init__(self, config: HopWorldConfig | None = None) -> None:
         self.config = config = config or HopWorldConfig()
@@ -288,7 +279,7 @@ class HopWorld:
         return self.splits["test"]
 
     def compose(self, start: str, relations: tuple[str, ...]) -> Composition:
-        """Follow `relations`, in this order, from `start`; any number of them."""
+        """Follow any number of `relations` from `start`."""
         bridges, entity = [], start
         for relation in relations:
             entity = self.facts[relation][entity]
@@ -296,10 +287,8 @@ class HopWorld:
         return Composition(start, tuple(relations), tuple(bridges))
 
     def reasoning(self, composition: Composition) -> list[str]:
-        """One segment per hop, each of `verbosity` tokens of which the last is the bridge entity.
-
-        The words before it are the end of "... see and so the mother of mirolo then", as many as there is room for.
-        """
+        """A segment of `verbosity` tokens per hop: the end of "... see and so the mother of mirolo then", and the
+        bridge."""
         segments, entity, room = [], composition.start, self.config.verbosity - 1
         for relation, bridge in zip(composition.relations, composition.bridges):
             words = [*FILLERS * (room // len(FILLERS) + 1), relation, "of", entity, "then"]
@@ -308,17 +297,14 @@ class HopWorld:
         return segments
 
     def hard_negatives(self, composition: Composition) -> list[str]:
-        """The entities on the path, start included, that are not the answer; at least one, in a seeded order."""
+        """The entities on the path but the answer, in a seeded order."""
         path = dict.fromkeys((composition.start, *composition.bridges))
         path.pop(composition.answer)
         return self._random(f"negatives {composition.id}").sample(list(path), len(path))
 
     def dataset(self, split: str = "train") -> Dataset:
-        """A split in the training schema (:data:`laser_lab.data.readers.COLUMNS`), plus ``answer`` (document id),
-        ``bridges`` (entity after each hop) and ``depth``.
-
-        The training split has the same number of rows for every depth (`train_queries`): a depth that has fewer
-        compositions repeats them, all equally often but for one.
+        """A split in the schema :data:`laser_lab.data.readers.COLUMNS`, plus ``answer`` (document id), ``bridges`` and
+        ``depth``. In training, depths with fewer compositions repeat them, so that all have equally many rows.
 
         Raises:
             ValueError: No such split.
@@ -349,11 +335,7 @@ class HopWorld:
         return Dataset.from_list(rows, features=schema)
 
     def task(self, split: str = "test") -> RetrievalTask:
-        """A split as queries to rank all documents for; exactly one document is relevant.
-
-        Raises:
-            ValueError: No such split.
-        """
+        """A split to rank all documents for; one is relevant to each query. ValueError: no such split."""
         from laser_lab.data.readers import RetrievalTask
 
         compositions = self._split(split)
@@ -366,7 +348,7 @@ class HopWorld:
         )
 
     def _balanced(self) -> list[Composition]:
-        """The training compositions, those of a depth with few of them repeated."""
+        """The training compositions, repeated where a depth has fewer."""
         groups = [[c for c in self.train if c.depth == depth] for depth in self.config.depths]
         count = self.config.train_queries or max(map(len, groups))
         return [group[i % len(group)] for group in groups for i in range(count)]
@@ -377,7 +359,7 @@ class HopWorld:
         return self.splits[split]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """One token per word, split at white space; pads on the left and adds no special tokens by itself."""
+        """One token per word; pads on the left and adds no special tokens."""
         from tokenizers import Tokenizer, models, pre_tokenizers
         from transformers import PreTrainedTokenizerFast
 
@@ -398,7 +380,7 @@ class HopWorld:
 
 
 def _names(count: int, rng: random.Random) -> list[str]:
-    """`count` different pronounceable words, none of them a word of the language."""
+    """`count` different pronounceable words outside the language."""
     syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
     taken = {*GRAMMAR, *FILLERS, *RELATIONS, *ATTRIBUTES}
     names: dict[str, None] = {}

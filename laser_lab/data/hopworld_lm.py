@@ -20,20 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 def pretrained(config: HopWorldConfig | None = None) -> Path:
-    """Folder of the world's language model (safetensors, tokenizer, ``hopworld.json``), pretrained on first use and
-    kept in the cache under a hash of the configuration. :func:`laser_lab.load` reads it."""
+    """Folder of the world's language model; pretrained on first use and cached by a hash of the settings."""
     config = config or HopWorldConfig()
     return cached_build(config.folder, lambda folder: pretrain(config, folder))
 
 
 def pretrain(config: HopWorldConfig, folder: str | Path) -> float:
-    """Train a small Qwen3 from scratch on the facts, the documents and the chains of thought of the world's known
-    compositions, and save it to `folder` with its tokenizer and ``hopworld.json`` (settings and accuracy, also by
-    depth).
+    """Train a small Qwen3 on the world's facts, documents and known chains of thought; save it, its tokenizer and
+    ``hopworld.json`` (settings, accuracy) to `folder`.
 
     Returns:
-        Chain-of-thought accuracy on the held-out test compositions, from 0 to 1. Below 0.98 a warning is logged: with
-        a model that cannot compose in words, nothing can be said about composing silently.
+        Chain-of-thought accuracy on the test compositions, from 0 to 1. Below 0.98 a warning is logged: a model that
+        cannot compose in words says nothing about silent composition.
     """
     from tqdm.auto import trange
     from transformers import get_cosine_schedule_with_warmup
@@ -115,7 +113,7 @@ def _untrained(config: HopWorldConfig, tokenizer: PreTrainedTokenizerBase) -> Pr
 
 
 def pretraining_texts(world: HopWorld) -> list[list[str]]:
-    """Facts, documents and, depth by depth, the chains of thought of the compositions that the model may know."""
+    """Facts, documents and, per depth, the chains of thought of the known compositions."""
     facts = [f"{r} of {e} is {other}" for r, function in world.facts.items() for e, other in function.items()]
     chains: dict[int, list[str]] = {depth: [] for depth in world.config.depths}
     for composition in world.known:
@@ -124,11 +122,8 @@ def pretraining_texts(world: HopWorld) -> list[list[str]]:
 
 
 def _table(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """(texts, T) token ids, each text closed by eos, four times and then up to the width of the longest.
-
-    So a model that thinks past the end of a text goes on predicting eos. With a single eos in training, the later
-    thoughts about a short text would stand at positions that it has never seen.
-    """
+    """(texts, T) token ids, padded with at least four eos, so that later thoughts about a short text stand at positions
+    that were trained."""
     texts = [text + 4 * f" {tokenizer.eos_token}" for text in texts]
     encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
     return encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, tokenizer.eos_token_id)
@@ -137,7 +132,7 @@ def _table(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
 def chain_of_thought_accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: HopWorld, split: str = "test"
 ) -> float:
-    """The share of a split's queries, from 0 to 1, that :func:`answered_in_words` says are answered."""
+    """The share of a split's queries that :func:`answered_in_words` counts as answered."""
     right = answered_in_words(model, tokenizer, world, split)
     return sum(right) / len(right)
 
@@ -146,8 +141,7 @@ def chain_of_thought_accuracy(
 def answered_in_words(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: HopWorld, split: str = "test"
 ) -> list[bool]:
-    """For each query of a split: does greedy reasoning in words name every bridge, and stop after the last one (where
-    the world has deeper queries, so that it could go on)?"""
+    """Whether greedy reasoning in words names every bridge of each query and stops after the last one."""
     compositions = world.splits[split]
     verbosity, ends = world.config.verbosity, {tokenizer.eos_token, tokenizer.pad_token}
     training = model.training

@@ -10,11 +10,8 @@ WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer t
 
 
 def query_prompt(task: str = WEB_SEARCH) -> str:
-    """What stands before a query: ``Instruct: {task}\\nQuery: `` for a task described in one sentence, as the published
-    checkpoints expect it. A text that holds "Query:" is whole already and stays as it is, and so does an empty one.
-
-    The released training script writes a backslash and an n where its evaluation has the line break; this is the
-    line break.
+    """``Instruct: {task}\\nQuery: ``, the prefix that the published checkpoints expect. A text that is empty or holds
+    "Query:" is returned as it is. (The released training writes a backslash and an n for the line break.)
 
     Raises:
         TypeError: `task` is not a string.
@@ -25,7 +22,7 @@ def query_prompt(task: str = WEB_SEARCH) -> str:
 
 
 def join_query(prompt: str, query: str) -> str:
-    """The text of a query with its instruction, which is a task sentence or a whole prefix (:func:`query_prompt`)."""
+    """A query behind its instruction, which is a task sentence or a whole prefix (:func:`query_prompt`)."""
     return query_prompt(prompt) + query
 
 
@@ -36,14 +33,14 @@ def prefixed(prompt: str | None, texts: Sequence[str]) -> list[str]:
 
 
 def join_queries(queries: Sequence[Input], prompts: Sequence[str], default: str = "") -> tuple[list[Input], str]:
-    """Queries with the prompts of their own, and the prefix that is still to stand before all of them.
+    """Queries joined with their own prompts, and the prefix that must still precede all of them.
 
     Args:
-        prompts: One per query; an empty one stands for `default`. No prompts at all: every query takes `default`.
+        prompts: One per query (empty: `default`), or none at all.
         default: The model's own prompt, used as it is.
 
     Raises:
-        TypeError: A prompt is not a string, or a query with a prompt of its own in the list is no text.
+        TypeError: A prompt is not a string, or a query that has one is no text.
         ValueError: There is not one prompt per query.
     """
     queries, prompts = list(queries), [query_prompt(prompt) for prompt in prompts]

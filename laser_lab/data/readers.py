@@ -1,8 +1,5 @@
-"""Readers: every source of training or evaluation data into one schema.
-
-A training set is a ``datasets.Dataset`` with the columns of :data:`COLUMNS`; an evaluation set is a
-:class:`RetrievalTask`. Nothing here knows a model.
-"""
+"""Readers: every source of training or evaluation data into one schema, a ``datasets.Dataset`` with :data:`COLUMNS` or
+a :class:`RetrievalTask`."""
 
 from __future__ import annotations
 
@@ -33,7 +30,7 @@ COLUMNS = {
     "positive_ids": list,
     "negative_ids": list,
 }
-"""The schema: column to Python type; lists hold strings. ``positive_ids`` tell false negatives in a batch."""
+"""Column to Python type; lists hold strings. ``positive_ids`` tell false negatives in a batch."""
 
 OPTIONAL = {
     "prompt": str,  # the query's own instruction, instead of the model's; empty: it has none
@@ -48,15 +45,15 @@ class RetrievalTask:
 
     name: str
     queries: dict[str, str]
-    """query id to text; for LaME with images, to any input (:mod:`laser_lab.base.inputs`), as documents too"""
+    """query id to text; for LaME also to images (:mod:`laser_lab.base.inputs`), as in `corpus`"""
     corpus: dict[str, str]
     """document id to text"""
     qrels: dict[str, dict[str, int]]
-    """query id to {document id: grade}, grade > 0 is relevant"""
+    """query id to {document id: grade}; a grade > 0 is relevant"""
     reasoning: dict[str, list[str]] = field(default_factory=dict)
     """query id to reasoning segments: for the explicit view and upper bounds only"""
     prompts: dict[str, str] = field(default_factory=dict)
-    """query id to its own instruction, instead of the model's (:func:`laser_lab.data.prompts.join_query`)"""
+    """query id to its own instruction (:func:`laser_lab.data.prompts.join_query`)"""
 
     def __post_init__(self) -> None:
         unknown = [q for q in (*self.qrels, *self.prompts) if q not in self.queries] + [
@@ -69,7 +66,7 @@ class RetrievalTask:
 
     @property
     def query_prompts(self) -> list[str]:
-        """The prompts in the order of the queries, ``""`` for a query that has none; empty if no query has one."""
+        """A prompt per query in order, ``""`` where it has none; empty if none has one."""
         return [self.prompts.get(query, "") for query in self.queries] if self.prompts else []
 
 
@@ -84,13 +81,12 @@ class BadRows(ValueError):
 
 
 def mini(split: str = "dev") -> RetrievalTask:
-    """The bundled task: questions on science, everyday life, economics and code, written for this project."""
+    """The bundled task: questions on science, everyday life, economics and code."""
     return read_task(Path(__file__).parent / "mini", split)
 
 
 def read_task(folder: str | os.PathLike[str], split: str = "dev", *, skip_bad: bool = False) -> RetrievalTask:
-    """A local folder in the EntailmentBank layout (``corpus.jsonl`` and ``SPLIT.jsonl``) as a retrieval task; a row may
-    have a ``prompt``."""
+    """A folder with ``corpus.jsonl`` and ``SPLIT.jsonl`` (EntailmentBank layout) as a task; ids must not repeat."""
     corpus = read_corpus(folder)
     data = read_dataset(folder, split, skip_bad=skip_bad)
     # Public training data repeats ids (EntailmentBank does); a query to be scored must be one query.
@@ -137,20 +133,16 @@ def read_dataset(
     strict: bool = False,
     segment_by: str = "blank line",
 ) -> Dataset:
-    """Training data from any supported source into the one schema (:data:`COLUMNS` and, where a row has them,
-    :data:`OPTIONAL`).
+    """Training data from any source into one schema (:data:`COLUMNS` and, where a row has them, :data:`OPTIONAL`).
 
     Args:
-        source: A folder in the EntailmentBank layout, a ``.jsonl`` file (rows in the schema, in that layout with
-            texts, or in the released layout), a folder that ``Dataset.save_to_disk`` wrote, or a hub id. The layout
-            of the released LaSER training data has ``query``, ``reasoning_query``, ``prompt``,
-            ``positive_passages`` and ``negative_passages`` (texts, or dicts with ``docid`` and ``text``); its
-            ``prompt`` is a task sentence or a whole prefix (:func:`laser_lab.data.prompts.join_query`).
-        split: Split to read where the source has several.
+        source: A folder in the EntailmentBank layout, a ``.jsonl`` file (rows in the schema, in that layout with texts,
+            or in the released layout), a folder of ``Dataset.save_to_disk``, or a hub id. The released LaSER layout has
+            ``query``, ``reasoning_query``, ``prompt``, ``positive_passages`` and ``negative_passages`` (texts, or dicts
+            with ``docid`` and ``text``).
         skip_bad: Leave bad rows out and log how many, instead of raising.
-        strict: A text that is positive and negative of one query makes a bad row. Otherwise it is dropped from the
-            negatives, and the log names it.
-        segment_by: How a reasoning text is cut into segments (:data:`laser_lab.explicit.SEGMENTERS`).
+        strict: A text that is positive and negative of one query makes a bad row; else it is no negative, and logged.
+        segment_by: How a reasoning text is cut (:data:`laser_lab.data.segments.SEGMENTERS`).
 
     Raises:
         FileNotFoundError: Nothing at `source`, or no such split.
@@ -211,7 +203,7 @@ def read_dataset(
 
 
 def features(*names: str) -> Any:
-    """Columns of :data:`COLUMNS` and :data:`OPTIONAL` as ``datasets.Features``; by default those of the first."""
+    """``datasets.Features`` of the named columns; default: those of :data:`COLUMNS`."""
     from datasets import Features, List, Value
 
     text, kinds = Value("string"), COLUMNS | OPTIONAL
@@ -219,7 +211,7 @@ def features(*names: str) -> Any:
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """(``file:line``, object), or (``file:line``, reason) where the line is no JSON object."""
+    """(``file:line``, the object, or the reason why there is none) of each line."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist.")
     with file.open(encoding="utf-8") as lines:
@@ -250,7 +242,7 @@ def _missing(row: dict[str, Any], expected: dict[str, type]) -> str | None:
 
 
 def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_by: str) -> dict[str, Any] | str:
-    """One row of any layout in the schema, or the reason why it cannot be."""
+    """A row of any layout in the schema, or the reason why it cannot be."""
     from laser_lab.data.segments import segments
 
     row = dict(row)
@@ -304,7 +296,7 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
 
 
 def _drop_positives(row: dict[str, Any]) -> list[str]:
-    """Take from the row's negatives what is positive too, by id or by text; the ids of what was taken."""
+    """Drop the row's negatives that are positive too, by id or text; returns their ids."""
     kept, dropped = [], []
     for doc, text in zip(row["negative_ids"], row["negatives"]):
         (dropped if doc in row["positive_ids"] or text in row["positives"] else kept).append((doc, text))

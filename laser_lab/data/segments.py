@@ -11,15 +11,11 @@ SEGMENTERS: dict[str, Callable[[str], list[str]]] = {
     "blank line": lambda text: re.split(r"\n\s*\n", text),
     "sentence": lambda text: re.split(r"(?<=[.!?])\s+", text),
 }
-"""How to cut a reasoning text: the released data separates its segments by a blank line."""
+"""Ways to cut a reasoning text; the released data uses blank lines."""
 
 
 def segments(reasoning: str | Sequence[str], by: str = "blank line") -> list[str]:
-    """A reasoning text as its non-empty segments, in order; a given list is kept as it is.
-
-    Raises:
-        ValueError: `by` names no segmenter.
-    """
+    """The non-empty segments of a reasoning, in order; a list is not cut. ValueError: `by` is unknown."""
     if by not in SEGMENTERS:
         raise ValueError(f"segments are cut by {', '.join(SEGMENTERS)}; got {by!r}")
     parts = SEGMENTERS[by](reasoning) if isinstance(reasoning, str) else reasoning
@@ -27,11 +23,10 @@ def segments(reasoning: str | Sequence[str], by: str = "blank line") -> list[str
 
 
 def downsample(count: int, steps: int, rule: str = "released") -> list[int]:
-    """Which of `count` segments each of `steps` thinking steps is aligned with (0-based), in order.
+    """The segment (from 0, of `count`) that each of `steps` thinking steps is aligned with, in order.
 
-    ``"released"`` (the default, as the released training code): ``linspace(0, M-1, K)`` truncated to integers, or
-    each segment once and then the last one again where M < K. ``"paper"`` (LaSER, eq. 9): step i = 1..K takes segment
-    floor(i·M/K), counted from 1 and at least 1.
+    ``"released"`` (as the LaSER code): ``linspace(0, M-1, K)`` truncated; where M < K, each once, then the last again.
+    ``"paper"`` (LaSER, eq. 9): step i = 1..K takes segment max(floor(i·M/K), 1), from 1.
 
     Raises:
         ValueError: `rule` is unknown, or a count is not positive.

@@ -21,8 +21,7 @@ def check_template(template: str | None, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def wrapped(texts: Sequence[str], template: str | None, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts as a tokenizer gets them. ``"chat"``: each is what a user says, and the answer begins with an empty
-    thought, as in the released training and evaluation. None: as they are."""
+    """`texts` as user messages in the chat template, each followed by an empty thought; with None, as they are."""
     if template is None:
         return list(texts)
     how = dict(tokenize=False, add_generation_prompt=True)

@@ -9,10 +9,8 @@ from typing import Any
 
 
 class Words:
-    """Token ids of texts as they stand after a space; special tokens, punctuation and white space are no words.
-
-    Two ids are the same word if they differ only in case or leading space ("Star", "▁star").
-    """
+    """Word tokens of texts as they stand after a space. Special tokens, punctuation and white space are no words. Ids
+    that differ only in case or leading space ("Star", "▁star") are the same word."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -34,14 +32,13 @@ class Words:
         return [[i for i in ids if self.name(i)] for ids in encoded]
 
     def names(self, text: str) -> set[str]:
-        """The different words of a text, as it stands at its beginning and after a space."""
+        """The different words of a text, read both at a beginning and after a space."""
         encoded = self.tokenizer([text, f" {text}"], add_special_tokens=False)["input_ids"]
         return {self.name(i) for ids in encoded for i in ids} - {""}
 
 
 def inverse_document_frequency(documents: Iterable[Iterable[int]]) -> tuple[dict[int, float], float]:
-    """log((1 + N) / (1 + n_i)) of each token id i that n_i of N documents hold, and the value of one that none does.
-    A token that all documents hold gets 0."""
+    """{token id: log((1 + N) / (1 + n_i))} for ids in n_i of N documents, and the value for an id in none."""
     counts: Counter[int] = Counter()
     total = 0
     for ids in documents:

@@ -1,4 +1,4 @@
-"""LaME: thinking in one pass with learned reason tokens, the sibling of the autoregressive loop."""
+"""LaME: thinking in one pass with learned reason tokens."""
 
 from laser_lab.lame.encoder import (
     WEIGHTS_FILE,

@@ -1,8 +1,7 @@
-"""LaME: thinking in one pass with learned reason tokens, the sibling of the autoregressive loop.
+"""LaME: thinking in one pass with learned reason tokens.
 
-K reason tokens and [EMBED] stand behind the input. The states of the reason tokens are the thoughts and a bottleneck:
-a decoder head must rebuild the retrieval target from them alone. The state of [EMBED] becomes the embedding. This file
-knows the encoder, its learned parts and its loss; the two stages are a share of the training progress.
+K reason tokens and [EMBED] follow the input. The reason tokens' states are the thoughts: from them alone a decoder
+head must rebuild the retrieval target. [EMBED]'s state becomes the embedding.
 """
 
 from __future__ import annotations
@@ -42,14 +41,12 @@ def one_pass_thinking(
 
         h_1, ..., h_K, h_[EMBED] = the last states of f(E[ids], r_1, ..., r_K, [EMBED])
 
-    Attention is causal, so no reason token knows how many follow: h_1, ..., h_k are the same for every K >= k.
+    Attention is causal: h_1, ..., h_k are the same for every K >= k.
 
     Args:
-        input_ids: (B, T), padded on the left.
-        attention_mask: (B, T), 0 for padding.
-        thinking_steps: K, from 1 to the number of learned tokens.
+        input_ids, attention_mask: (B, T), padded on the left.
         tokens: (at least K + 1, D), as the embedding module would return them; [EMBED] last.
-        edit: An intervention: returns what is read instead of reason token r_k.
+        edit: Returns what is read instead of reason token r_k.
         images: All features of inputs with images (:meth:`laser_lab.vision.VisionBackbone.preprocess`).
 
     Returns:
@@ -72,7 +69,7 @@ def one_pass_thinking(
 
 @dataclass(frozen=True)
 class ReasonThoughts(Thoughts):
-    """Thoughts whose embedding is read at [EMBED] and is no mean of the states."""
+    """Thoughts whose embedding is read at [EMBED], not pooled."""
 
     vectors: Tensor = None
     """(B, K, D) float32, unit length: the embedding with the first 1, ..., K reason tokens"""
@@ -87,7 +84,7 @@ class ReasonThoughts(Thoughts):
         return self.vectors[:, -1]
 
     def embeddings_at(self, step: int, without: int | None = None) -> Tensor:
-        """As there; no state is pooled, so leaving one out changes nothing."""
+        """The embedding after `step`; no state is pooled, so `without` changes nothing."""
         super().embeddings_at(step)  # checks the step
         return self.vectors[:, step - 1]
 
@@ -99,8 +96,7 @@ class ReasonEncoder(LatentEncoder):
     """The :class:`LatentEncoder` that thinks in one pass; on a vision-language backbone also about images.
 
     Args:
-        backbone, thinking_steps, max_length: As there; K may be lowered per call, never raised over `reason_tokens`.
-            The pooling is ``"generated"``: state k is that of token k, which an intervention may change.
+        thinking_steps: K, at most `reason_tokens`. Pooling is ``"generated"``: state k is that of token k.
         reason_tokens: How many are learned; default: `thinking_steps`.
         decoder: Whether there is a decoder head.
     """
@@ -142,7 +138,7 @@ class ReasonEncoder(LatentEncoder):
 
     @property
     def modalities(self) -> list[Any]:
-        """What :meth:`preprocess` takes, in the words of sentence-transformers (``message``: a batch may mix them)."""
+        """What :meth:`preprocess` takes, as sentence-transformers names it (``message``: a mixed batch)."""
         vision = isinstance(self.backbone, VisionBackbone)
         return ["text", "image", ("image", "text"), "message"] if vision else ["text"]
 
@@ -150,9 +146,9 @@ class ReasonEncoder(LatentEncoder):
         return check_inputs(inputs) if isinstance(self.backbone, VisionBackbone) else super().check_inputs(inputs)
 
     def preprocess(self, inputs: Sequence[Input], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """As :meth:`LatentEncoder.preprocess`. Where there are images, what the backbone's processor makes of all
-        inputs, and the texts without them as ``text_ids`` and ``text_mask``: what a decoder is asked for. The prompt
-        stands before the text; ``max_length`` counts the tokens of the text."""
+        """As :meth:`LatentEncoder.preprocess`. With images: the processor's features, and the texts alone as
+        ``text_ids`` and ``text_mask``, which a decoder is asked for. ``max_length`` counts the tokens of prompt and
+        text."""
         inputs = self.check_inputs(inputs)
         texts, images = [text_of(item) for item in inputs], [image_of(item) for item in inputs]
         features = super().preprocess(texts, prompt, **kwargs)
@@ -168,7 +164,7 @@ class ReasonEncoder(LatentEncoder):
         return self.backbone.preprocess(shortened, images) | {"text_ids": ids, "text_mask": mask}
 
     def check(self, thinking_steps: int) -> int:
-        """`thinking_steps` if so many reason tokens are learned, else a ValueError."""
+        """`thinking_steps`; ValueError if fewer reason tokens are learned."""
         if check_steps(thinking_steps) > self.reason_tokens:
             raise ValueError(
                 f"thinking_steps={thinking_steps}, but the model has learned {self.reason_tokens} reason tokens: one "
@@ -200,9 +196,8 @@ class ReasonEncoder(LatentEncoder):
         threshold: float | None = None,
         edit: Edit | None = None,
     ) -> dict[str, Tensor]:
-        """The states of the K reason tokens and the embedding after every step (:class:`ReasonThoughts`), by name.
-        [EMBED] stands behind the last token, so there is a pass for each step. No thought ends early: `threshold` is
-        of no effect. `edit` changes reason tokens (:func:`one_pass_thinking`)."""
+        """The fields of :class:`ReasonThoughts` by name, by a pass per step, as [EMBED] follows the last token.
+        `threshold` has no effect; `edit` changes reason tokens."""
         read: dict[int, Tensor] = {}
 
         def once(k: int, token: Tensor, rows: Tensor) -> Tensor:  # an edit may count, or draw: it sees a token once
@@ -215,8 +210,8 @@ class ReasonEncoder(LatentEncoder):
         return {"states": passes[-1][0], "vectors": torch.stack([vectors for _, vectors in passes], dim=1)}
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """As :meth:`LatentEncoder.forward`, in one pass; features with ``target_ids`` and ``target_mask`` (B, T) also
-        get ``reconstruction`` (B,), the loss of :meth:`ReasonTokens.reconstruction`."""
+        """As :meth:`LatentEncoder.forward`. With ``target_ids`` and ``target_mask`` (B, T) also ``reconstruction``
+        (B,), of :meth:`ReasonTokens.reconstruction`."""
         if "segment_ends" in features:
             return super().forward(features)
         states, embeddings = self.one_pass(features, thinking_steps)
@@ -235,11 +230,7 @@ class ReasonEncoder(LatentEncoder):
 
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> ReasonEncoder:
-        """What :meth:`save` wrote: the model or the adapter, with its reason tokens and heads.
-
-        Raises:
-            ValueError: The reason tokens are not there, or were learned on another backbone.
-        """
+        """What :meth:`save` wrote. ValueError: reason tokens are missing, or do not fit the backbone."""
         from safetensors.torch import load_file
 
         encoder = super().load(model_name_or_path, **kwargs)
@@ -255,8 +246,8 @@ class ReasonEncoder(LatentEncoder):
 
 
 def use_reason_tokens(model: LatentRetriever, count: int, *, decoder: bool = True, start_word: str = "") -> None:
-    """Let a retriever think in one pass with `count` reason tokens from now on. It keeps its backbone and adapter;
-    reason tokens that are missing, or are of another number, are drawn anew, at `start_word` if there is one."""
+    """Let a retriever think with `count` reason tokens; backbone and adapter stay. Tokens of another number or kind are
+    drawn anew, at `start_word` if there is one."""
     before = model.encoder
     needed = dict(reason_tokens=count, decoder=decoder)
     if isinstance(before, ReasonEncoder) and all(getattr(before, name) == value for name, value in needed.items()):
@@ -268,8 +259,7 @@ def use_reason_tokens(model: LatentRetriever, count: int, *, decoder: bool = Tru
 
 @torch.inference_mode()
 def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TARGET_LENGTH) -> list[str]:
-    """What the decoder head rebuilds (greedily) from the bottleneck states of each thought: the text of the document
-    it expects. A thought of fewer steps gives it fewer states.
+    """The document that the decoder head reads (greedily) from the states of each thought, as text.
 
     Raises:
         ValueError: The model has no decoder head.

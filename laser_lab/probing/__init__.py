@@ -1,5 +1,4 @@
-"""Probes: what thoughts say, hold and do. They read :class:`laser_lab.Thoughts`; they never train a model and never
-plot."""
+"""Probes: what thoughts say, hold and do. They never train a model or plot."""
 
 from laser_lab.probing.causal import (
     Edit,

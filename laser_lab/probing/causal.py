@@ -1,8 +1,7 @@
-"""What thoughts do: change one during the rollout and see where retrieval goes.
+"""Interventions: change one step of a rollout and see where retrieval goes.
 
-A step acts in two ways: later steps read its *soft token* t_k, and its *state* h_k is pooled into the embedding. An
-edit (see :func:`laser_lab.think`) changes the first; leaving a state out of the pooling changes the second. No edit
-touches a weight, and one that returns what it got changes no bit.
+A step acts twice: later steps read its *soft token* t_k, and its *state* h_k is pooled into the embedding. An edit
+(:func:`laser_lab.think`) changes the first; leaving the state out of the pool changes the second.
 """
 
 from __future__ import annotations
@@ -25,47 +24,36 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Edit = Callable[[int, Tensor, list[int]], Tensor]
-"""(k, soft token t_k (b, D), which texts these b rows are) to what is fed back instead, (b, D)"""
+"""(k, soft token t_k (b, D), the texts these b rows are) to what is fed back instead, (b, D)"""
 
 
 # -- edits ---------------------------------------------------------------------------------------------------------
 
 
 def replace(step: int, value: Tensor) -> Edit:
-    """Feed `value` back instead of soft token `step`.
-
-    Args:
-        step: From 1.
-        value: (D,) for every text, or (B, D) with a row per text.
+    """Feed `value`, (D,) or (B, D), back instead of soft token `step` (from 1).
 
     Raises:
-        ValueError: `step` is not a positive integer, or `value` has another shape (now, or when it is used).
+        ValueError: `step` is no positive integer, or `value` has another shape (now, or when it is used).
     """
     return _at(step, _by_row(value))
 
 
 def blend(step: int, value: Tensor, strength: float) -> Edit:
-    """Move soft token t towards `value`, (D,) or (B, D): t + strength·(value - t). 0 changes nothing, 1 is
-    :func:`replace`."""
+    """Feed back t + strength·(value - t); `value` is (D,) or (B, D). 1 is :func:`replace`."""
     rows_of = _by_row(value)
     return _at(step, lambda t, rows: t + strength * (rows_of(t, rows) - t))
 
 
 def steer(step: int, direction: Tensor, strength: float = 1.0) -> Edit:
-    """Add `strength` times `direction`, (D,) or (B, D), to soft token `step`. With the direction E[b] - E[a] a
-    strength of 1 turns a soft token that says a into one that says b."""
+    """Add `strength`·`direction`, (D,) or (B, D), to soft token `step`; E[b] - E[a] turns a token a into b."""
     rows_of = _by_row(direction)
     return _at(step, lambda t, rows: t + strength * rows_of(t, rows))
 
 
 def noise(step: int, count: int, size: int, seed: int = 0, strength: float = 1.0) -> Edit:
-    """Replace soft token `step` of each of `count` texts by a random direction of the same length.
-
-    Args:
-        size: D.
-        seed: A text gets the same noise whatever its batch.
-        strength: How far to move towards the noise, as in :func:`blend`.
-    """
+    """Move soft token `step` of `count` texts, (count, `size`), by `strength` towards a random direction of equal
+    length. A text's noise does not depend on its batch."""
     directions = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
     rows_of = _by_row(torch.nn.functional.normalize(directions, dim=-1))
 
@@ -77,11 +65,7 @@ def noise(step: int, count: int, size: int, seed: int = 0, strength: float = 1.0
 
 
 def swap(step: int, own: Tensor, seed: int = 0) -> Edit:
-    """Feed back another text's soft token at `step`: texts are put in one random cycle, so nobody keeps their own.
-
-    Args:
-        own: (B, D): soft token `step` of every text (:func:`soft_tokens`), at least two of them.
-    """
+    """Feed back another text's soft token, after one random cycle; `own` (B, D) holds those of `step`, B at least 2."""
     order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
     other = torch.empty_like(order)
     other[order] = order.roll(1)
@@ -89,13 +73,13 @@ def swap(step: int, own: Tensor, seed: int = 0) -> Edit:
 
 
 def _at(step: int, change: Callable[[Tensor, list[int]], Tensor]) -> Edit:
-    """The edit that applies `change` to soft token `step` and leaves the others alone."""
+    """The edit that applies `change` to soft token `step` only."""
     check_soft_token(step)
     return lambda k, soft_token, rows: change(soft_token, rows) if k == step else soft_token
 
 
 def _by_row(value: Tensor) -> Callable[[Tensor, list[int]], Tensor]:
-    """(D,) or (B, D) values to those of some rows, shaped like their (b, D) soft tokens."""
+    """From (D,) or (B, D) values, a function that gives those of some rows, (b, D)."""
     if value.dim() not in (1, 2):
         raise ValueError(f"value must be (D,) or (B, D), got shape {tuple(value.shape)}")
 
@@ -108,7 +92,7 @@ def _by_row(value: Tensor) -> Callable[[Tensor, list[int]], Tensor]:
 
 
 def check_soft_token(step: int) -> int:
-    """`step` if it is a positive integer, else a ValueError."""
+    """`step`; ValueError unless it is a positive integer."""
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
         raise ValueError(f"step must be a positive integer: soft tokens count from 1; got {step!r}")
     return step
@@ -128,8 +112,8 @@ def think_and_keep(
     edit: Edit | None = None,
     show_progress_bar: bool = False,
 ) -> tuple[Thoughts, Tensor]:
-    """:func:`laser_lab.think`, and the (B, S, D) soft tokens that were fed back, after `edit`: S = K-1, or K with
-    pooling ``"generated"``; zeros after a thought has ended."""
+    """:func:`laser_lab.think`, and the (B, S, D) soft tokens fed back after `edit`: S = K-1, or K with pooling
+    ``"generated"``; zeros after the end of a thought."""
     steps = steps_of(model, thinking_steps)
     kept = torch.zeros(len(texts), fed_back_count(model, steps), model.get_embedding_dimension())
 
@@ -150,8 +134,7 @@ def soft_tokens(
     prompt_name: str | None = None,
     batch_size: int = 32,
 ) -> Tensor:
-    """(B, S, D): the soft tokens that each text's thinking feeds back (:func:`think_and_keep`). A thought that ends
-    itself goes on here, so that all texts have a value at every step."""
+    """(B, S, D): the soft tokens fed back (:func:`think_and_keep`); thoughts do not end early here."""
     options = dict(prompt_name=prompt_name, batch_size=batch_size, threshold=0.0)
     return think_and_keep(model, texts, thinking_steps, **options)[1]
 
@@ -167,8 +150,7 @@ def fed_back_count(model: SentenceTransformer, thinking_steps: int) -> int:
 
 
 def skipped_states(model: SentenceTransformer) -> int:
-    """How many states stand before the first pooled one. Soft token k is read from pooled state k minus this: pooling
-    ``"generated"`` pools the states of the soft tokens themselves."""
+    """How many states precede the first pooled one: soft token k is read from pooled state k minus this."""
     return int(model[0].pooling == "generated")
 
 
@@ -185,20 +167,19 @@ class Intervention:
     """k, from 1"""
 
     edit: Edit | None = None
-    """What becomes of soft token t_k; None: it stays."""
+    """None: the soft token stays"""
 
     pooled: bool = True
-    """Whether the state h_k, which t_k is read from, is part of the embedding."""
+    """whether the state h_k is part of the embedding"""
 
 
 def knock_out(step: int, value: Tensor) -> Intervention:
-    """Leave nothing of a step: `value`, (D,) or (B, D), is fed back (the mean over texts, say) and the state is not
-    pooled."""
+    """Feed back `value`, (D,) or (B, D), say the mean over texts, and do not pool the state."""
     return Intervention("knocked out", step, replace(step, value), pooled=False)
 
 
 def leave_out(step: int) -> Intervention:
-    """Feed the soft token back as it is, but do not pool the state."""
+    """Feed the soft token back unchanged, but do not pool the state."""
     return Intervention("state left out", step, pooled=False)
 
 
@@ -211,16 +192,10 @@ def interventions(
     batch_size: int = 32,
     seed: int = 0,
 ) -> list[Intervention]:
-    """What can be done to each step of thinking about `texts`:
-
-    - ``itself``: the soft token is replaced by the very same; this must change nothing;
-    - ``another query's``: by that of another text (:func:`swap`);
-    - ``mean``: by the mean over all texts, which says nothing about any of them;
-    - ``noise``: by a random direction of its length (:func:`noise`);
-    - ``state left out``: :func:`leave_out`;
-    - ``knocked out``: :func:`knock_out`, with the mean.
-
-    The last step feeds nothing back: there, only its state can be left out.
+    """All interventions at each step of thinking about `texts`: ``itself`` (replaced by the same: no change),
+    ``another query's`` (:func:`swap`), the ``mean`` over texts, ``noise`` (:func:`noise`), ``state left out``
+    (:func:`leave_out`) and ``knocked out`` (:func:`knock_out`, with the mean). The last step feeds nothing back: there,
+    only the state can be left out.
 
     Raises:
         ValueError: Fewer than two texts.
@@ -247,12 +222,12 @@ def interventions(
 
 
 def relevant_ranks(queries: Tensor, documents: Tensor, task: RetrievalTask) -> dict[str, int]:
-    """Query id to the rank, from 1, of its best relevant document; a document with an equal score counts as ahead.
+    """Query id to the rank (from 1; ties count as ahead) of its best relevant document. Queries without one are left
+    out.
 
     Args:
         queries: (queries, D) and
-        documents: (documents, D), unit length, in the order of `task`. Queries without a relevant document are left
-            out.
+        documents: (documents, D), unit length, in the order of `task`.
     """
     scores = queries @ documents.T
     index = {document: i for i, document in enumerate(task.corpus)}
@@ -274,18 +249,13 @@ def rank_effects(
     *,
     batch_size: int = 32,
 ) -> pd.DataFrame:
-    """What every intervention does to the rank of the relevant document, after every step of thinking.
-
-    Documents are thought about undisturbed, for as many steps as the query has been.
-
-    Args:
-        changes: Default: all of :func:`interventions`.
+    """How each intervention (default: all :func:`interventions`) changes the rank of the relevant document, for every
+    K. Documents are thought about undisturbed, with the query's K.
 
     Returns:
-        A row per intervention, thinking steps K that are pooled, and query: ``intervention``, ``step`` (the edited
-        one), ``thinking_steps``, ``query_id``, ``rank``, ``undisturbed`` (its rank without the intervention),
-        ``change`` (positive: worse) and ``first`` (whether a relevant document is on top). No row where an
-        intervention leaves nothing to pool. :func:`effect_sizes` sums it up.
+        A row per intervention, pooled K and query: ``intervention``, ``step`` (edited), ``thinking_steps``,
+        ``query_id``, ``rank``, ``undisturbed`` (rank without it), ``change`` (positive: worse), ``first`` (a relevant
+        document is on top). No row where nothing is left to pool.
     """
     import pandas as pd
 
@@ -315,8 +285,8 @@ def rank_effects(
 
 
 def effect_sizes(effects: pd.DataFrame, measure: str = "change") -> pd.DataFrame:
-    """Mean `measure` of :func:`rank_effects` with its 95 % bootstrap interval over queries: a row per
-    ``intervention``, ``step`` and ``thinking_steps`` with `measure`, ``low``, ``high``, ``queries``."""
+    """Mean `measure` of :func:`rank_effects` with its 95 % bootstrap interval over queries: ``intervention``, ``step``,
+    ``thinking_steps``, `measure`, ``low``, ``high``, ``queries``."""
     import pandas as pd
 
     by = ["intervention", "step", "thinking_steps"]

@@ -1,5 +1,4 @@
-"""Where thoughts lie: what a linear probe reads at every layer and step, how steps resemble the explicit view, and
-whether thoughts collapse."""
+"""Where thoughts lie: linear probes, similarity to the explicit view, and collapse."""
 
 from __future__ import annotations
 
@@ -23,11 +22,10 @@ if TYPE_CHECKING:
 
 
 def hop_labels(compositions: Sequence[Composition]) -> dict[str, list[str]]:
-    """What a thought about each HopWorld query may hold: target to a label per query. ``start``, ``bridge 1`` ... (the
-    entity after each hop) and ``relation 1`` ... (in order of thinking).
+    """HopWorld targets to a label per query: ``start``, ``bridge 1`` ... and ``relation 1`` ... (in order of thinking).
 
     Raises:
-        ValueError: The queries differ in depth, so that some have no such hop.
+        ValueError: The queries differ in depth.
     """
     depths = sorted({c.depth for c in compositions})
     if len(depths) > 1:
@@ -46,24 +44,23 @@ def linear_probes(
     test_labels: Mapping[str, Sequence[Any]],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Logistic regressions on standardised states: can a label be read linearly at this layer and step?
+    """Logistic regressions on standardised states: what can be read linearly at each layer and step?
 
-    A probe can also learn by heart. So each is compared with the *majority* label of the training texts, and with the
-    same probe on a *control task* (Hewitt and Liang, 2019): random labels, drawn evenly from the same classes, which
-    it can get right by chance only, once in ``classes`` times.
+    Each probe is compared with the *majority* training label and with the same probe on a *control task* (Hewitt and
+    Liang, 2019): random labels from the same classes, which show what it can learn by heart.
 
     Args:
-        train_labels, test_labels: Target to a label per text, B of them, for a probe at every step; or to (B, K)
-            labels, one per step, for one probe over all steps (which hop is a thought at?).
+        train_labels, test_labels: Target to (B,) labels, for a probe per step, or (B, K) labels, for one over all
+            steps.
 
     Returns:
-        A row per target, step and layer (0: before the first): ``target``, ``step``, ``layer``, ``accuracy`` on the
-        test texts with its 95 % interval (Wilson) ``low`` and ``high``, ``majority``, ``control`` with
-        ``control_low`` and ``control_high``, ``chance`` (1 / classes), ``classes`` and ``texts``.
+        A row per ``target``, ``step`` and ``layer`` (0: before the first): test ``accuracy`` with its 95 % Wilson
+        interval ``low``, ``high``; ``majority``; ``control``, ``control_low``, ``control_high``; ``chance``
+        (1 / classes), ``classes`` and ``texts``.
 
     Raises:
-        ValueError: The targets or steps of training and test differ, a target has fewer than two classes, or not a
-            label per text.
+        ValueError: Training and test differ in targets, steps, layers or width, a target has fewer than two classes, or
+            there is not a label per text.
     """
     import pandas as pd
 
@@ -100,7 +97,7 @@ def linear_probes(
 
 
 def _right(states: Tensor, labels: np.ndarray, test_states: Tensor, test_labels: np.ndarray) -> np.ndarray:
-    """(K, L+1, B_test): which test labels a probe gets right at each step and layer; (B, K, L+1, D) states."""
+    """(K, L+1, B_test) from (B, K, L+1, D) states: which test labels a probe gets right."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -126,10 +123,9 @@ def _right(states: Tensor, labels: np.ndarray, test_states: Tensor, test_labels:
 
 
 def cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of two sets of states of the same n texts, (n, D) and (n, D').
-
-    1: the same up to rotation and scale. The debiased estimate (Kornblith et al., 2019; HSIC of Song et al., 2012) is
-    0 on average for unrelated states, however few texts, and can fall slightly below. Constant states give NaN.
+    """Linear centred kernel alignment of the states of the same n texts, (n, D) and (n, D'); 1: equal up to rotation
+    and scale. Debiased (Kornblith et al., 2019; HSIC of Song et al., 2012): about 0 for unrelated states, perhaps
+    below. Constant states give NaN.
 
     Raises:
         ValueError: Fewer than four texts, or different numbers of them.
@@ -153,12 +149,8 @@ def _hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
 
 
 def cka_with_segments(thoughts: Thoughts, segment_states: Tensor) -> pd.DataFrame:
-    """Does step k resemble the state at the end of reasoning segment m? A row per ``step`` and ``segment``, with
-    ``cka`` over texts.
-
-    Args:
-        segment_states: (B, M, D), of :func:`laser_lab.explicit.explicit_thoughts`, in the order of `thoughts`.
-    """
+    """:func:`cka` over texts of each ``step`` and reasoning ``segment``; `segment_states` is (B, M, D)
+    (:func:`laser_lab.explicit.explicit_thoughts`)."""
     import pandas as pd
 
     rows = [
@@ -173,8 +165,8 @@ def cka_with_segments(thoughts: Thoughts, segment_states: Tensor) -> pd.DataFram
 
 
 def drift(thoughts: Thoughts) -> pd.DataFrame:
-    """How far each thought moves: a row per text and step with the cosine of h_k ``to_first`` state, ``to_previous``
-    (NaN at the first step) and ``to_others``, the mean over the other texts' states at this step (1: collapsed)."""
+    """A row per text and step: cosine of h_k ``to_first`` state, ``to_previous`` (NaN at step 1) and ``to_others``, the
+    mean over the other texts at this step (1: collapsed)."""
     import pandas as pd
 
     unit = torch.nn.functional.normalize(thoughts.states.double(), dim=-1)
@@ -192,8 +184,8 @@ def drift(thoughts: Thoughts) -> pd.DataFrame:
 
 
 def effective_rank(states: Tensor) -> float:
-    """How many directions n texts spread over, from 1 to min(n - 1, D): exp of the entropy of the normalised singular
-    values of their centred (n, D) states (Roy and Vetterli, 2007). 0 where all states are the same."""
+    """Directions that n texts span, from 1 to min(n - 1, D): exp of the entropy of the normalised singular values of
+    their centred (n, D) states (Roy and Vetterli, 2007); 0 if all are equal."""
     values = torch.linalg.svdvals(states.double() - states.double().mean(0))
     if not values.sum() > 1e-9 * states.double().abs().max():
         return 0.0
@@ -202,7 +194,7 @@ def effective_rank(states: Tensor) -> float:
 
 
 def effective_ranks(thoughts: Thoughts) -> pd.DataFrame:
-    """:func:`effective_rank` of the states of every ``step``, and ``highest``, the most it could be."""
+    """:func:`effective_rank` at every ``step``, and its ``highest`` possible value."""
     import pandas as pd
 
     count, steps, size = thoughts.states.shape

@@ -1,5 +1,4 @@
-"""The tuned lens (Belrose et al., 2023): an affine map per layer, after which the LM head reads every layer as it
-reads the last one."""
+"""The tuned lens (Belrose et al., 2023): an affine map per layer, so that the LM head can read every layer."""
 
 from __future__ import annotations
 
@@ -25,12 +24,8 @@ if TYPE_CHECKING:
 
 
 class TunedLens(nn.Module):
-    """x + W_l x + b_l for what stands before or behind layer l; the identity for the last one.
-
-    Args:
-        layers: L.
-        size: D.
-    """
+    """x + W_l x + b_l of the residual stream at layer l, for L `layers` of width D = `size`; the identity for the last
+    one."""
 
     def __init__(self, layers: int, size: int) -> None:
         super().__init__()
@@ -43,7 +38,7 @@ class TunedLens(nn.Module):
         fit has not seen"""
 
     def forward(self, stream: Tensor) -> Tensor:
-        """(..., L+1, D) residual streams to where the last layer would have put them, (..., L+1, D).
+        """(..., L+1, D) residual streams to where the last layer would put them, same shape.
 
         Raises:
             ValueError: The lens was fitted for other layers or another width.
@@ -68,11 +63,7 @@ class TunedLens(nn.Module):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TunedLens:
-        """What :meth:`save` wrote.
-
-        Raises:
-            ValueError: The file holds something else.
-        """
+        """What :meth:`save` wrote. ValueError: the file holds something else."""
         import pandas as pd
         from safetensors import safe_open
 
@@ -98,13 +89,12 @@ def fit_lens(
     seed: int = 0,
     show_progress_bar: bool = True,
 ) -> TunedLens:
-    """Fit a tuned lens on the thoughts about `texts`: per layer, KL(last layer || lens) over the vocabulary, Adam.
-
-    The model is not changed. A tenth of the texts, at least one, is held out for :attr:`TunedLens.divergences`.
+    """Fit a tuned lens on the thoughts about `texts` (at least two): per layer, KL(last layer || lens), by Adam. A
+    tenth of the texts, at least one, is held out for :attr:`TunedLens.divergences`. The model is not changed.
 
     Args:
-        texts: At least two. Each gives K points, one per thinking step.
-        max_steps: Updates, each over `batch_size` points. With 100 of 16, Gemma 3 270M takes a few minutes on 2 cores.
+        max_steps: Updates, each over `batch_size` points (one per text and thinking step). 100 of 16 take a few minutes
+            for Gemma 3 270M on 2 cores.
 
     Raises:
         ValueError: Fewer than two texts.
@@ -136,7 +126,7 @@ def fit_lens(
 
 
 def _divergences(backbone: Backbone, norm: nn.Module, stream: Tensor, lens: TunedLens | None) -> Tensor:
-    """(L,): the mean KL of the last layer's reading to each earlier one's, over (points, L+1, D) streams."""
+    """(L,): mean KL of the last layer's reading to each earlier one's, over (points, L+1, D) streams."""
     table = backbone.embedding_table
     with torch.no_grad():
         target = backbone.logits(norm(stream[:, -1].to(table))).log_softmax(-1)

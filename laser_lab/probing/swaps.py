@@ -1,4 +1,4 @@
-"""Swaps in HopWorld: put another entity into a thought and see where the changed path leads retrieval."""
+"""Swaps in HopWorld: put another entity into a thought and see which document is retrieved."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 OUTCOMES = ("changed path", "true path", "elsewhere")
-"""Where retrieval can go: to the end of the changed path, of the true one, or to another document."""
+"""Retrieval goes to the end of the changed path, of the true one, or to another document."""
 
 
 def undisturbed_thoughts(
@@ -32,8 +32,7 @@ def undisturbed_thoughts(
     split: str = "test",
     batch_size: int = 128,
 ) -> tuple[Thoughts, Thoughts]:
-    """Thoughts about the queries of `split` and about all documents of `world`, which every :func:`bridge_swaps` of
-    this model is compared with."""
+    """Thoughts about the queries of `split` and all documents of `world`: what :func:`bridge_swaps` compares with."""
     steps = steps_of(model, thinking_steps)
     queries = [c.query for c in world._split(split)]
     documents = list(world.documents.values())
@@ -56,32 +55,27 @@ def bridge_swaps(
     seed: int = 0,
     undisturbed: tuple[Thoughts, Thoughts] | None = None,
 ) -> pd.DataFrame:
-    """Think another entity at `step` and see which document is retrieved.
+    """Put another entity in at `step` and see which document is retrieved.
 
     Soft token k of a trained model says bridge k, from which the remaining relations lead to the answer. Each query
-    gets another entity there, drawn at random, from which they lead to a document that is neither the answer, nor that
-    of an entity on the true path, nor that of the entity put in. If thoughts are used, and not only readable,
-    retrieval moves to the end of the changed path.
+    gets a random other entity, from which they lead to a document that is neither on the true path nor its own. If the
+    thought is used, retrieval moves to the end of the changed path.
 
     Args:
-        step: k, from 1: before the last hop (a later one leads nowhere) and before the last thinking step. Queries
-            that have no hop after it, in a world of several depths, are left out.
-        by: ``"token"``: the entity's input embedding is fed back. ``"thought"``: the soft token of another query
-            whose bridge k that entity is.
-        strength: How far the soft token is moved towards it (:func:`laser_lab.probing.blend`).
-        undisturbed: :func:`undisturbed_thoughts` of the same model, split and K, to think them once for many swaps.
+        step: k, from 1: before the last hop and the last thinking step. Shallower queries are left out.
+        by: ``"token"``: the entity's input embedding; ``"thought"``: the soft token of a query with that bridge k.
+        strength: Of :func:`laser_lab.probing.blend`.
+        undisturbed: :func:`undisturbed_thoughts` of the same model, split and K, to reuse.
 
     Returns:
-        Two rows for each query that has such an entity, by ``readout``: the embedding pools ``all`` states, or only
-        the ``later`` ones, which have read the swapped token (one pass pools no states: ``all`` alone). Columns:
-        ``query_id``, ``step``, ``readout``, ``bridge``, ``swapped`` (the entity put in), ``answer``,
-        ``changed_answer``, ``retrieved``, ``undisturbed`` (retrieved without the swap), ``outcome`` and
-        ``undisturbed_outcome`` (of :data:`OUTCOMES`), and ``next_changed``: whether the most probable token of the
-        next thought is the next entity of the changed path.
+        A row per query and ``readout``: the embedding pools ``all`` states, or only the ``later`` ones, which have read
+        the swapped token (one pass: ``all`` alone). Columns: ``query_id``, ``step``, ``readout``, ``bridge``,
+        ``swapped`` (put in), ``answer``, ``changed_answer``, ``retrieved``, ``undisturbed`` (without the swap),
+        ``outcome``, ``undisturbed_outcome`` (:data:`OUTCOMES`), and ``next_changed``: whether the next thought's most
+        probable token is the next entity of the changed path.
 
     Raises:
-        ValueError: `step` feeds nothing back or has no hop after it, `by` is unknown, or `undisturbed` is of other
-            queries, documents or K.
+        ValueError: `step` or `by` is out of range, or `undisturbed` is of other queries, documents or K.
     """
     steps, hops = steps_of(model, thinking_steps), world.config.max_hops
     last = min(hops - 1, fed_back_count(model, steps))
@@ -117,7 +111,7 @@ def _outcomes(
     compositions: list[Composition],
     entities: list[str | None],
 ) -> pd.DataFrame:
-    """The frame of :func:`bridge_swaps` from the thoughts about the queries before and after, and the documents."""
+    """The frame of :func:`bridge_swaps` from the thoughts about queries before, after, and documents."""
     import pandas as pd
 
     before, after, documents = thoughts
@@ -154,8 +148,7 @@ def _read(thoughts: Thoughts, first: int) -> Tensor:
 def _donor(
     world: HopWorld, compositions: list[Composition], own: Composition, step: int, rng: random.Random, by: str
 ) -> tuple[int, str | None]:
-    """(row of a donor, its entity): an entity whose path by the remaining relations ends where nothing else of this
-    query points; (0, None) if there is none, or no relation remains."""
+    """(row of a donor, its entity), an entity that :func:`bridge_swaps` can use; (0, None) if there is none."""
     if own.depth <= step:
         return 0, None
     path = {own.start, *own.bridges}
@@ -170,8 +163,8 @@ def _donor(
 
 
 def outcome_rates(swaps: pd.DataFrame, by: Sequence[str] = ("step", "readout")) -> pd.DataFrame:
-    """How often retrieval went where, of :func:`bridge_swaps`: a row per group and outcome, with the share of queries
-    (``rate``), its 95 % interval (Wilson), ``queries``, and ``undisturbed``: the same share without the swap."""
+    """Per group and ``outcome`` of :func:`bridge_swaps`: share of queries (``rate``), its 95 % Wilson interval,
+    ``queries``, and the same share without the swap (``undisturbed``)."""
     import pandas as pd
 
     rows = []

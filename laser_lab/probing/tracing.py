@@ -1,7 +1,4 @@
-"""The residual stream behind every layer while the backbone thinks. Watching it changes nothing.
-
-Layers and the final norm are found by structure, so nothing here knows a model family.
-"""
+"""The residual stream behind every layer while the backbone thinks; layers are found by structure, in any family."""
 
 from __future__ import annotations
 
@@ -26,20 +23,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def trace(backbone: Backbone, positions: int = 1) -> Iterator[list[Tensor]]:
-    """Within the block, keep the residual stream at the last position of every forward call of the body.
+    """Within the block, keep the residual stream at the last `positions` of every forward call; changes nothing.
 
         with trace(model[0].backbone) as calls:
-            thoughts = ll.think(model, texts, 3)      # the very numbers it gives without the trace
-
-    Args:
-        positions: Keep so many of the last positions instead.
+            thoughts = ll.think(model, texts, 3)
 
     Yields:
-        A list that grows by one (B, L+1, D) tensor per call and position: what enters the first of the L layers, then
-        what leaves each of them, before the final norm; detached copies in the backbone's dtype.
+        A list with a (B, L+1, D) tensor per call and position: what enters the first of the L layers, then what leaves
+        each, before the final norm; detached, in the backbone's dtype.
 
     Raises:
-        ValueError: The backbone's body has no list of its layers.
+        ValueError: The backbone's layers cannot be found.
     """
     stack = layers(backbone)
     calls: list[Tensor] = []
@@ -68,11 +62,7 @@ def trace(backbone: Backbone, positions: int = 1) -> Iterator[list[Tensor]]:
 
 
 def layers(backbone: Backbone) -> nn.ModuleList:
-    """The L transformer layers, in order: the body's list of as many modules as the configuration has layers.
-
-    Raises:
-        ValueError: There is no such list.
-    """
+    """The L transformer layers, in order. ValueError: the body has no list of that many modules."""
     count = backbone.config.get_text_config().num_hidden_layers
     body = backbone.causal_lm.get_decoder()  # of a vision-language model, the language model alone
     for module in body.modules():
@@ -83,11 +73,7 @@ def layers(backbone: Backbone) -> nn.ModuleList:
 
 @torch.no_grad()
 def final_norm(backbone: Backbone) -> nn.Module:
-    """The module that turns what leaves the last layer into the last state.
-
-    Raises:
-        ValueError: No single module does.
-    """
+    """The module that turns what leaves the last layer into the last state. ValueError: there is no such module."""
     seen: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def note(module: nn.Module, args: tuple, output: Tensor | tuple) -> None:
@@ -112,13 +98,13 @@ def final_norm(backbone: Backbone) -> nn.Module:
 
 @dataclass(frozen=True)
 class LayerThoughts:
-    """Thoughts with what every layer held while they were thought."""
+    """Thoughts with what every layer held."""
 
     thoughts: Thoughts
 
     layers: Tensor
-    """(B, K, L+1, D) float32: the residual stream at the position of each state: before the first layer (0), and
-    behind each of the L layers, before the final norm"""
+    """(B, K, L+1, D) float32: the residual stream at each state's position, before the first layer (0) and behind each
+    of L"""
 
 
 def think_layers(
@@ -130,11 +116,7 @@ def think_layers(
     batch_size: int = 32,
     edit: Callable[[int, Tensor, list[int]], Tensor] | None = None,
 ) -> LayerThoughts:
-    """:func:`laser_lab.think`, and the residual stream of every layer at every step.
-
-    Raises:
-        TypeError, ValueError: as :func:`laser_lab.think` and :func:`trace`.
-    """
+    """:func:`laser_lab.think`, and the residual stream of every layer at every step; errors as there and in `trace`."""
     encoder: LatentEncoder = model[0]
     texts = encoder.check_inputs(texts)
     steps = encoder.steps_of(thinking_steps, prompt_name)

@@ -1,4 +1,4 @@
-"""What a thought says: its nearest tokens in the vocabulary, at every layer, and its mass on the gold reasoning."""
+"""What a thought says: nearest tokens, at every layer, and its mass on the gold reasoning."""
 
 from __future__ import annotations
 
@@ -22,15 +22,12 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Lens = Callable[[Tensor], Tensor]
-"""(L+1, D) residual streams of all layers to where the last layer would have put them, (L+1, D)"""
+"""(L+1, D) residual streams to where the last layer would put them, (L+1, D)"""
 
 
 def fed_back(model: SentenceTransformer, texts: Sequence[str], thinking_steps: int, **options: Any) -> Thoughts:
-    """:func:`laser_lab.think`, but state k is always the one that soft token k comes from.
-
-    Pooling ``"generated"`` (GIRCSE) leaves out the first of them. Here none is, so that the thoughts of all methods
-    are read at the same place.
-    """
+    """:func:`laser_lab.think`, with the states that the soft tokens come from, also for pooling ``"generated"``
+    (GIRCSE)."""
     encoder = model[0]
     pooling, encoder.pooling = encoder.pooling, "all"
     try:
@@ -45,17 +42,15 @@ def fed_back(model: SentenceTransformer, texts: Sequence[str], thinking_steps: i
 def nearest_tokens(
     model: SentenceTransformer, thoughts: Thoughts, top: int = 10, reading: str = "head"
 ) -> pd.DataFrame:
-    """The `top` vocabulary tokens nearest to each state of each thought, best first. A thought that ended has no rows
-    for the steps that it did not take.
+    """The `top` tokens nearest to each state, best first; none for steps after the end of a thought.
 
     Args:
-        top: Tokens per step, from 1 to V.
-        reading: ``"head"``: probability under softmax(W h_k), the weights of the soft token that follows step k
-            (LaSER, section 5.4). ``"embedding"``: cosine of the state h_k to the input embeddings E.
+        reading: ``"head"``: probability under softmax(W h_k) (LaSER, section 5.4); ``"embedding"``: cosine of h_k to
+            the input embeddings.
 
     Returns:
-        A tidy frame, one row per (text, step, rank): ``text`` (its index), ``query``, ``step`` and ``rank`` (from 1),
-        ``token_id``, ``token``, and ``probability`` or ``cosine``.
+        A row per text, step and rank: ``text`` (its index), ``query``, ``step`` and ``rank`` (from 1), ``token_id``,
+        ``token``, and ``probability`` or ``cosine``.
 
     Raises:
         ValueError: `top` or `reading` is out of range.
@@ -87,8 +82,7 @@ def step_statistics(model: SentenceTransformer, thoughts: Thoughts) -> pd.DataFr
     Returns:
         A row per text and step: ``text``, ``step``, ``entropy`` (nats), ``effective_tokens`` (its exp),
         ``top_probability``, ``divergence`` (KL(p_k || p_{k+1}); NaN at the last step), ``end_probability`` (of the
-        token that ends thoughts, or of eos), ``weight`` (of the state in the embedding) and ``ended`` (whether the
-        thought was over: its numbers are NaN then).
+        end token, or eos), ``weight`` (of the state in the embedding), ``ended`` (then the numbers are NaN).
     """
     import pandas as pd
 
@@ -117,8 +111,8 @@ def step_statistics(model: SentenceTransformer, thoughts: Thoughts) -> pd.DataFr
 
 
 def token_course(model: SentenceTransformer, thoughts: Thoughts, token_ids: Sequence[int]) -> pd.DataFrame:
-    """Chosen tokens over the steps: a row per ``text``, ``token_id`` and ``step`` with ``probability`` under
-    softmax(W h_k) and ``rank`` (from 1) in the vocabulary."""
+    """Chosen tokens over the steps: ``text``, ``token_id``, ``step``, ``probability`` under softmax(W h_k) and ``rank``
+    (from 1)."""
     import pandas as pd
 
     backbone = model[0].backbone
@@ -138,21 +132,18 @@ def token_course(model: SentenceTransformer, thoughts: Thoughts, token_ids: Sequ
 def logit_lens(
     model: SentenceTransformer, traced: LayerThoughts, top: int = 5, lens: Lens | None = None
 ) -> pd.DataFrame:
-    """What each layer would say at each step: softmax(W norm(x)) of the residual stream x behind it (nostalgebraist,
-    2020). The last layer says what :func:`nearest_tokens` reads from the state itself.
+    """What each layer would say at each step: softmax(W norm(x)) of the residual stream x (nostalgebraist, 2020).
 
     Args:
         traced: Of :func:`laser_lab.probing.think_layers`.
-        lens: Puts x where the last layer would have (:func:`laser_lab.probing.fit_lens`: the tuned lens). Default:
-            x as it is.
+        lens: Moves x to where the last layer would have put it (:func:`laser_lab.probing.fit_lens`); default: none.
 
     Returns:
-        A tidy frame, one row per (text, step, layer, rank): as :func:`nearest_tokens`, and ``layer`` (0: what enters
-        the first), ``entropy`` of the reading (nats) and ``last_rank``: the rank here of the token that the last layer
-        puts first.
+        As :func:`nearest_tokens`, with ``layer`` (0: what enters the first), ``entropy`` (nats) and ``last_rank`` (of
+        the last layer's first token).
 
     Raises:
-        ValueError: `top` is out of range, or the backbone's final norm cannot be found.
+        ValueError: `top` is out of range, or the final norm cannot be found.
     """
     import pandas as pd
 
@@ -177,14 +168,14 @@ def logit_lens(
 
 
 def check_top(top: int, size: int) -> int:
-    """`top` if there are so many tokens, else a ValueError."""
+    """`top`; ValueError unless it is from 1 to `size`."""
     if not 1 <= top <= size:
         raise ValueError(f"top must be from 1 to the vocabulary size {size}, got {top}")
     return top
 
 
 def _best(backbone: Backbone, scores: Tensor, top: int) -> Iterator[tuple[int, int, int, str, float]]:
-    """The `top` tokens of each row of (n, V) scores: (row from 0, rank from 1, id, text, score)."""
+    """(row from 0, rank from 1, id, text, score) of the `top` tokens of each row of (n, V) scores."""
     values, ids = (found.tolist() for found in scores.topk(top))
     for row, found in enumerate(ids):
         tokens = decode_tokens(backbone.tokenizer, found)
@@ -195,22 +186,18 @@ def _best(backbone: Backbone, scores: Tensor, top: int) -> Iterator[tuple[int, i
 def reasoning_mass(
     model: SentenceTransformer, thoughts: Thoughts, reasonings: Sequence[str | Sequence[str]]
 ) -> pd.DataFrame:
-    """Do thoughts say what the gold reasoning says? The probability that softmax(W h_k) gives to all tokens of the
-    text's reasoning together; for real language, where no single right token is known.
-
-    Common words get some mass whatever is thought, so it is compared with the mass on the reasoning of each *other*
-    text. Only words count, and none that stands in one of the two texts compared: repeating a question is no
-    reasoning, and both sides must lose the same words.
+    """How much probability softmax(W h_k) gives to the words of a text's gold reasoning, and of *other* texts'
+    reasonings for comparison. Words that stand in either of the two texts compared do not count.
 
     Args:
         reasonings: A reasoning text, or its segments, per text.
 
     Returns:
-        A row per text and step: ``text``, ``query``, ``step``, ``own`` (mass on its own reasoning) and ``others`` (on
-        the others'), means over the other texts, and ``difference`` (own - others).
+        A row per text and step: ``text``, ``query``, ``step``, ``own`` and ``others`` (means over the other texts), and
+        ``difference`` (own - others).
 
     Raises:
-        ValueError: Not a reasoning per text, or a single text: there is nothing to compare it with.
+        ValueError: Not one reasoning per text, or a single text.
     """
     import pandas as pd
 
@@ -238,7 +225,7 @@ def reasoning_mass(
 
 
 def _token_ids(tokenizer, *texts: str) -> set[int]:
-    """The different word tokens of some texts, as they stand at the beginning of a text and behind a space."""
+    """The word tokens of texts, read both at a beginning and after a space."""
     ids: set[int] = set()
     for text in texts:
         for form in (text, " " + text):
@@ -251,23 +238,22 @@ def _token_ids(tokenizer, *texts: str) -> set[int]:
 
 
 def decode_tokens(tokenizer, ids: Sequence[int]) -> list[str]:
-    """Each id as readable text of its own (a leading space stays; special tokens keep their names)."""
+    """Each id as text; leading spaces and the names of special tokens stay."""
     return [tokenizer.decode([i], skip_special_tokens=False) or str(tokenizer.convert_ids_to_tokens(i)) for i in ids]
 
 
 def token_names(tokenizer, ids: Sequence[int]) -> list[str]:
-    """What to call each id by: its text where :func:`token_id` leads back from it (from pieces of bytes, say, it does
-    not), else ``#`` and the id."""
+    """Names of ids: the text where :func:`token_id` leads back from it, else ``#`` and the id."""
     texts = decode_tokens(tokenizer, ids)
     back = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
     return [text if found == [i] else f"#{i}" for text, found, i in zip(texts, back, ids)]
 
 
 def token_id(backbone: Backbone, name: str) -> int:
-    """The id of the one token that `name` stands for: its text, its name in the vocabulary, or ``#`` and its id.
+    """The id of one token, named by its text, its vocabulary entry, or ``#`` and its id.
 
     Raises:
-        ValueError: It is none, or more than one.
+        ValueError: `name` is none, or more than one.
     """
     tokenizer, size = backbone.tokenizer, len(backbone.embedding_table)
     if not name:
@@ -292,11 +278,7 @@ def token_id(backbone: Backbone, name: str) -> int:
 
 
 def token_embeddings(model: SentenceTransformer, tokens: Sequence[str]) -> Tensor:
-    """(n, D): what the model would read had each of `tokens` stood in the text, scale included.
-
-    Raises:
-        ValueError: A name is not exactly one token (:func:`token_id`).
-    """
+    """(n, D): input embeddings of `tokens`, scale included. ValueError: a name is not one token (:func:`token_id`)."""
     backbone = model[0].backbone
     ids = [token_id(backbone, token) for token in tokens]
     with torch.inference_mode():
@@ -304,8 +286,7 @@ def token_embeddings(model: SentenceTransformer, tokens: Sequence[str]) -> Tenso
 
 
 def readable(token: str) -> str:
-    """A token as it can be shown: ␣ for a space at an end, ⏎ for a new line, ⇥ for a tab, U+XXXX for other characters
-    that cannot be seen."""
+    """A token made visible: ␣ for outer spaces, ⏎ for line breaks, ⇥ for tabs, U+XXXX for hidden characters."""
     inner = token.strip(" ")
     start = len(token) - len(token.lstrip(" ")) if inner else len(token)
     text = "␣" * start + inner + "␣" * (len(token) - start - len(inner))

@@ -1,4 +1,4 @@
-"""Batches: training rows to pairs with negatives, and pairs to the model's features."""
+"""Training rows to pairs with negatives, and pairs to the model's features."""
 
 from __future__ import annotations
 
@@ -23,15 +23,12 @@ if TYPE_CHECKING:
 
 
 def training_pairs(dataset: Dataset, hard_negatives: int = 1, seed: int = 0, sampling: str = "pairs") -> Dataset:
-    """One row per (query, positive), with `hard_negatives` of the query's negatives drawn by `seed`.
-
-    Every row has the same number of negatives: where a query has too few, other rows' positives stand in (as random
-    negatives), so that batches are rectangular and equal on every device.
+    """A row per (query, positive), with `hard_negatives` of the query's negatives drawn by `seed`. Where these are too
+    few, other rows' positives stand in, so that batches are rectangular.
 
     Args:
-        sampling: ``"first"``, as the released code: one row per query, with its first positive and first negatives,
-            and where these are too few, some of them again. (Of several positives the released code takes number
-            row + seed + epoch, modulo their count; queries with one positive, as in its data, are the same.)
+        sampling: ``"first"``, as released: a row per query, with its first positive and first negatives, repeated if
+            too few. (With several positives the released code takes number row + seed + epoch, modulo their count.)
 
     Raises:
         ValueError: Columns are missing, or there is nothing to train on.
@@ -70,17 +67,15 @@ def training_pairs(dataset: Dataset, hard_negatives: int = 1, seed: int = 0, sam
 
 
 def _key(doc_id: str) -> int:
-    """A document id as an integer that is the same in every process."""
+    """A document id as an integer, equal in every process."""
     return int.from_bytes(hashlib.blake2b(doc_id.encode(), digest_size=7).digest(), "big")
 
 
 class Collator:
-    """Rows of :func:`training_pairs` to the model's features: ``query_*`` (with lexical targets where the method has
-    them), ``document_*`` and ``explicit_*``.
+    """Rows of :func:`training_pairs` to features: ``query_*``, ``document_*``, ``explicit_*`` and lexical targets.
 
-    The documents of a batch are N = B·(1+n), positives first, then the negatives, with their ``keys`` (N,). One that
-    stands there more than once is encoded once: the features are those of the U different ones, and ``rows`` (N,) says
-    which of them each is.
+    A batch has N = B·(1+n) documents, positives first, with their ``keys`` (N,). Only the U different ones are encoded;
+    ``rows`` (N,) says which of them each is.
     """
 
     valid_label_columns: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from laser_lab.methods import LatentMethod
 
 
 def shares(count: int, steps: int) -> list[range]:
-    """M segments in K contiguous shares of like size, in order; where M < K, one segment each, and then none."""
+    """M segments in K contiguous shares of like size; where M < K, one segment each, and then none."""
     if count < steps:
         return [range(i, min(i + 1, count)) for i in range(steps)]
     return [range(i * count // steps, (i + 1) * count // steps) for i in range(steps)]
@@ -24,17 +24,15 @@ def shares(count: int, steps: int) -> list[range]:
 class LexicalTargets:
     """What each of the K soft tokens should say: a sparse distribution over the vocabulary.
 
-    The target of step k holds the words of its share of the reasoning (:func:`shares`), counted and weighed by their
-    inverse document frequency over the training reasoning, without those that the query or an earlier share holds.
-    A share with no such word falls back to all its words. After the last segment the target is the token that ends a
-    thought. A row without reasoning has no target.
+    Target k holds the words of share k of the reasoning (:func:`shares`), counted and weighed by inverse document
+    frequency, without those of the query or an earlier share; if none are left, all its words. After the last segment
+    it is the token that ends a thought. A row without reasoning has no target.
 
-    Relatives that supervise latent steps of language models, not of retrievers: SIM-CoT (Wei et al., 2025) lets a
-    decoder that is thrown away write segment k from latent k; CODI (Shen et al., 2025) draws the states of the last
-    position together. A bag of words through the model's own head needs no decoder and no second pass.
+    Related, in language models: SIM-CoT (Wei et al., 2025; a decoder writes segment k from latent k) and CODI (Shen et
+    al., 2025; aligns the last position's states).
 
     Args:
-        reasonings: All training reasoning, in segments: document frequencies are counted over it.
+        reasonings: All training reasoning, in segments, to count document frequencies over.
     """
 
     def __init__(self, encoder: LatentEncoder, method: LatentMethod, reasonings: Iterable[Sequence[str]] = ()) -> None:
@@ -47,7 +45,7 @@ class LexicalTargets:
             self.idf, self.rare = inverse_document_frequency(found)
 
     def step_targets(self, query: str, segments: Sequence[str]) -> list[dict[int, float]]:
-        """K distributions, {token id: probability}; an empty one where a step has no target."""
+        """K distributions, {token id: probability}; empty where there is no target."""
         steps = self.method.thinking_steps
         if not segments:
             return [{}] * steps
@@ -66,14 +64,13 @@ class LexicalTargets:
         return targets
 
     def _distribution(self, counts: dict[int, int], weighed: bool = True) -> dict[int, float]:
-        """Counts, weighed by idf where the method says so, as probabilities; empty if nothing has weight."""
+        """Counts, perhaps weighed by idf, as probabilities; empty if nothing has weight."""
         weights = {i: n * (self.idf.get(i, self.rare) if weighed and self.idf else 1.0) for i, n in counts.items()}
         total = sum(weights.values())
         return {i: weight / total for i, weight in weights.items() if weight > 0} if total > 0 else {}
 
     def __call__(self, queries: Sequence[str], reasonings: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """``lexical_ids`` and ``lexical_targets``, (B, K, N): the token ids and their probabilities, N the most that
-        a step has. Padding has probability 0."""
+        """``lexical_ids`` and ``lexical_targets``, (B, K, N): ids and probabilities, padded with probability 0."""
         rows = [self.step_targets(query, segments) for query, segments in zip(queries, reasonings, strict=True)]
         width = max((len(target) for row in rows for target in row), default=0) or 1
         ids = torch.full((len(rows), self.method.thinking_steps, width), self.end)

@@ -16,12 +16,11 @@ THOUGHT = ("states", "sentence_embedding")  # what it gives
 
 
 class DualViewLoss(nn.Module):
-    """L = CL(latent) + λ1·CL(explicit) + λ2·KL_out + λ3·KL_mid + lexical·CE, or GIRCSE's, as the method says (LaSER,
-    eq. 11).
+    """L = CL(latent) + λ1·CL(explicit) + λ2·KL_out + λ3·KL_mid + lexical·CE, or GIRCSE's, by the method (LaSER, eq.
+    11).
 
-    Takes the features of :class:`Collator`: the queries, the documents and, where the method needs it, the explicit
-    view. Returns every weighted term by name; the trainer sums and logs them. The targets of the distillation carry
-    no gradient, nor do its documents unless the method says so; both views are trained by their contrastive terms.
+    Takes the :class:`Collator`'s features of queries, documents and perhaps the explicit view; returns every weighted
+    term by name. Distillation targets carry no gradient, nor do its documents unless the method says so.
     """
 
     backbone_frozen = False
@@ -43,17 +42,17 @@ class DualViewLoss(nn.Module):
 
     @property
     def explicit_only(self) -> bool:
-        """The first stage of ``teacher_first``: only the view that sees the reasoning is trained."""
+        """The first stage of ``teacher_first``: only the explicit view is trained."""
         return self.progress < self.method.teacher_first
 
     @property
     def needs_teacher(self) -> bool:
-        """The second stage of ``teacher_first``, before the trainer has given it the frozen copy."""
+        """The second stage of ``teacher_first``, before the frozen copy is there."""
         return bool(self.method.teacher_first) and not self.explicit_only and self.teacher is None
 
     @property
     def distil_share(self) -> float:
-        """What λ2 and λ3 are multiplied by at this point of the training."""
+        """The current factor of λ2 and λ3."""
         since = self.progress - self.method.teacher_first - self.method.distil_start
         return min(1.0, max(0.0, since) / self.method.distil_warmup) if self.method.distil_warmup else float(since >= 0)
 
@@ -117,7 +116,7 @@ class DualViewLoss(nn.Module):
         positives: Tensor,
         ignored: Tensor,
     ) -> dict[str, Tensor]:
-        """The terms that need the explicit view: its own contrastive loss, and both distillations."""
+        """The explicit view's contrastive loss, and both distillations."""
         method = self.method
         terms: dict[str, Tensor] = {}
         view = {key: explicit[key] for key in (*IDS, "segment_ends")}
@@ -144,42 +143,39 @@ class DualViewLoss(nn.Module):
 
 
 def positives_of(queries: dict[str, Tensor], documents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """(B,) each query's own positive among the N documents of all processes, and (B, N): which documents are among
-    its other positives and must not count as negatives."""
+    """(B,) the own positive of each query among the N documents of all processes, and (B, N): all its positives."""
     keys = gather(documents["keys"])
     positives = torch.arange(len(queries["input_ids"]), device=keys.device) + get_rank() * len(documents["keys"])
     return positives, (queries["positive_keys"][:, :, None] == keys).any(1)
 
 
 def spread(encoded: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """The thoughts of a batch's different documents (U, ...), at all places of the batch where they stand (N, ...)."""
+    """Thoughts of the different documents (U, ...) at all their places in the batch (N, ...)."""
     return {key: encoded[key][rows] for key in THOUGHT}
 
 
 def ids_of(features: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A text for the model, without what only the loss reads."""
+    """What the model reads of a text, without what only the loss reads."""
     return {key: features[key] for key in IDS}
 
 
 def _widened(rows: Tensor, width: int) -> Tensor:
-    """(B, T) to (B, width), zeros on the left: masked ids, or the mask of such."""
+    """(B, T) to (B, width), zeros on the left."""
     return nn.functional.pad(rows, (width - rows.shape[1], 0))
 
 
 def gather(rows: Tensor) -> Tensor:
-    """The rows of all processes, in the order of their ranks; gradients flow back to where the rows came from."""
+    """The rows of all processes in rank order; gradients flow back."""
     return all_gather(rows.contiguous(), with_grad=rows.requires_grad) if get_world_size() > 1 else rows
 
 
 class BottleneckLoss(nn.Module):
     """L = contrastive·CL([EMBED]) + reconstruction·CE(decoder) + diversity·mean cos², in two stages (LaME).
 
-    The decoder head rebuilds each query's positive document from the query's bottleneck states alone ("Only-Answer
-    decoding"); of an image, its text, which may be empty. In the first stage the trainer keeps the backbone as it is,
-    vision encoder and projector included; in the second it trains all of it that is trainable: every weight, or with
-    LoRA the adapters of every linear layer, those of the vision encoder too
-    (``lora={"exclude_modules": ".*vision.*"}`` leaves that as it is for good). Takes the features of
-    :class:`laser_lab.training.Collator` and returns every weighted term by name.
+    The decoder rebuilds each query's positive document (of an image, its text) from the query's states alone. The
+    backbone, vision encoder and projector included, is frozen in the first stage; in the second all that is trainable
+    trains, with LoRA also the vision encoder's adapters (``lora={"exclude_modules": ".*vision.*"}`` excludes them).
+    Takes the features of :class:`laser_lab.training.Collator`; returns every weighted term by name.
     """
 
     needs_teacher = False
@@ -196,7 +192,7 @@ class BottleneckLoss(nn.Module):
 
     @property
     def backbone_frozen(self) -> bool:
-        """The first stage, the bottleneck warm-up. The progress decides, so a resumed run is in the right stage."""
+        """The first stage, the bottleneck warm-up."""
         return self.progress < self.method.bottleneck_warmup
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:

@@ -25,16 +25,13 @@ def released_features(
     rule: str = "released",
     max_length: int = EXPLICIT_MAX_LENGTH,
 ) -> dict[str, Tensor]:
-    """Model input of the explicit view: the query in its template and the whole reasoning as one text, tokenized as
-    one, at most `max_length` tokens, and one eos more.
-
-    Nothing separates query and reasoning. A segment ends *on* a blank line, and only where the tokenizer gives the
-    token of a lone blank line (not where it joins one to a full stop); the last token of the reasoning ends one too.
-    The reasoning begins behind as many tokens as the query has by itself.
+    """Model input of the explicit view as released: query and reasoning as one text of at most `max_length` tokens, and
+    an eos. A segment ends on a token of a lone blank line, or on the last one. The reasoning begins behind as many
+    tokens as the query has by itself.
 
     Args:
-        queries: With the prompts of their own.
-        reasonings: As they were written; one of less than 5 characters is replaced by its fallback.
+        queries: With their own prompts.
+        reasonings: As written; one of less than 5 characters is replaced by its fallback.
         fallbacks: The queries without prompts.
 
     Returns:

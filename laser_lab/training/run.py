@@ -1,9 +1,4 @@
-"""Training: dual-view self-distillation and its comparators, on the SentenceTransformer trainer.
-
-One loss composes the objectives that a row of :data:`laser_lab.methods.METHODS` asks for. The loop, mixed precision,
-accumulation, logging and several processes are the Trainer's and Accelerate's. From a shell, on any number of
-processes: ``accelerate launch -m laser_lab.training CONFIG.yaml``.
-"""
+"""Training on the SentenceTransformer trainer; in a shell: ``accelerate launch -m laser_lab.training CONFIG.yaml``."""
 
 from __future__ import annotations
 
@@ -62,23 +57,18 @@ def train(
     """Train a retriever by one method and save it to ``output_dir/final``, which :func:`laser_lab.load` reads.
 
     Args:
-        model: A retriever, or what :func:`laser_lab.load` takes. It is trained in place.
-        dataset: In the schema of :data:`laser_lab.data.readers.COLUMNS`. LaME on a vision-language backbone also takes
-            images: ``query``, ``positives`` and ``negatives`` may hold ``{"text": ..., "image": ...}``.
+        model: A retriever, which is trained in place, or what :func:`laser_lab.load` takes.
+        dataset: In the schema of :data:`laser_lab.data.readers.COLUMNS`. For LaME on a vision-language backbone
+            ``query``, ``positives`` and ``negatives`` may hold ``{"text": ..., "image": ...}``.
         method: A row of :data:`laser_lab.METHODS` by name, or a :class:`laser_lab.methods.Method`.
-        dev: Held-out task. With it, quality is measured at every evaluation and the best checkpoint by nDCG@10 is
-            what is returned; without it, the last one is.
+        dev: Held-out task. With it, the best checkpoint by nDCG@10 is returned, else the last one.
         lora: Settings of ``peft.LoraConfig`` over the paper's (r=64, alpha=32, all linear layers) and the method's
             dropout; True for these; False for full fine-tuning. A model that has an adapter keeps it.
         hard_negatives: n, per query.
-        resume: Continue from the last whole checkpoint in `output_dir`, to the result an unbroken run would have had.
+        resume: Continue from the last whole checkpoint in `output_dir`, to the result of an unbroken run.
         thinking_steps: K, over the method's own.
-        arguments: Of ``SentenceTransformerTrainingArguments`` (``max_steps``, ``per_device_train_batch_size``,
-            ``learning_rate``, ``gradient_accumulation_steps``, ``gradient_checkpointing``, ``report_to``, ...).
-            Defaults are the paper's: one epoch, AdamW at 1e-4, linear warm-up over a tenth of the steps.
-
-    Returns:
-        The trained retriever; its K and pooling are the method's.
+        arguments: Of ``SentenceTransformerTrainingArguments`` (``max_steps``, ``learning_rate``, ...). Defaults are the
+            paper's: one epoch, AdamW at 1e-4, linear warm-up over a tenth of the steps.
 
     Raises:
         ValueError: The method does not exist, needs reasoning that the data lacks, or the data is empty.
@@ -127,11 +117,10 @@ def train(
 
 
 def set_method(model: LatentRetriever, method: Method) -> None:
-    """Let a retriever think as `method` says from now on.
+    """Let a retriever think as `method` says.
 
     Raises:
-        ValueError: A model with reason tokens is to be trained by a method without them, or the tokenizer has no token
-            that could end a thought.
+        ValueError: A model with reason tokens and a method without them, or no token could end a thought.
     """
     if isinstance(method, ReasonMethod):
         use_reason_tokens(
@@ -187,7 +176,7 @@ def run_card(
     seconds: float,
     resumed_from: Path | None,
 ) -> dict[str, Any]:
-    """What is needed to know, and to repeat, a run: saved beside its weights."""
+    """What is needed to repeat a run; saved beside its weights."""
     state = trainer.state
     return {
         "method": method.as_dict(),
@@ -220,12 +209,9 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``accelerate launch -m laser_lab.training CONFIG.yaml``: the arguments of :func:`train`, from a file.
-
-    ``model`` and ``dataset`` are what :func:`laser_lab.load` and :func:`laser_lab.data.readers.read_dataset` take
-    (``hopworld`` too); ``model`` may also be a mapping of :func:`laser_lab.load`'s arguments (``name``, ``template``,
-    ...). ``dev`` is a folder or True for the ``dev`` split of `dataset`.
-    """
+    """``accelerate launch -m laser_lab.training CONFIG.yaml``: arguments of :func:`train` from a file. ``model`` may be
+    a mapping of :func:`laser_lab.load`'s arguments, ``dataset`` also ``hopworld``, ``dev`` a folder or True (the
+    ``dev`` split of `dataset`)."""
     import yaml
 
     arguments = sys.argv[1:] if arguments is None else list(arguments)

@@ -57,8 +57,8 @@ class StepEvaluator(BaseEvaluator):
 
 
 class LatentTrainer(SentenceTransformerTrainer):
-    """The SentenceTransformer trainer, plus: whole checkpoints only, a stop at the first non-finite loss, the schedule
-    of the distillation, and the frozen teacher of ``teacher_first``."""
+    """The SentenceTransformer trainer with whole checkpoints, a stop at a non-finite loss, the distillation's schedule
+    and the frozen teacher of ``teacher_first``."""
 
     def validate_column_names(self, dataset: Any, dataset_name: str | None = None) -> None:
         """The collator reads ids and lists; nothing is trained on by column order."""
@@ -68,8 +68,8 @@ class LatentTrainer(SentenceTransformerTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """A step; the gradients of a backbone that is frozen at this point of the training are dropped. Its parameters
-        stay known to the optimizer and to other processes, so the stages can change in the middle of a run."""
+        """A step, without the gradients of a frozen backbone; the optimizer keeps its parameters, so stages can change
+        in a run."""
         loss: DualViewLoss | BottleneckLoss = self.loss
         loss.progress = self.state.global_step / max(1, self.state.max_steps)
         if loss.needs_teacher:
@@ -92,7 +92,7 @@ class LatentTrainer(SentenceTransformerTrainer):
         super().track_loss_components(loss)
 
     def _frozen_teacher(self) -> nn.Module:
-        """A copy of the model as it is when its explicit view is trained; kept on disk for a resumed run."""
+        """A copy of the model; kept on disk for a resumed run."""
         folder = Path(self.args.output_dir) / "teacher"
         if folder.exists():
             teacher: nn.Module = load(folder, device=self.args.device)
@@ -112,7 +112,7 @@ class LatentTrainer(SentenceTransformerTrainer):
 
 
 def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint that was written to its end, or None. Half ones are removed."""
+    """The newest complete checkpoint, or None; incomplete ones are removed."""
     whole = []
     for folder in Path(output_dir).glob("checkpoint-*"):
         if (folder / COMPLETE).exists():
@@ -125,9 +125,8 @@ def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
 
 @contextmanager
 def folded(model: nn.Module) -> Iterator[None]:
-    """Inside, every small LoRA layer is one product by W + s·B·A, which is built at the door: the same function and the
-    same gradients of A and B, up to rounding, in a third of the calls. A big layer stays as it is: its gradient by the
-    whole matrix would cost more than the calls."""
+    """Inside, every small LoRA layer is one product by W + s·B·A: the same function and gradients up to rounding, in a
+    third of the calls. For a big layer the gradient by the whole matrix would cost more."""
     from peft.tuners.lora import Linear as LoraLinear
 
     layers = [
