@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
-from laser_lab.lab.figures.style import (
-    METHOD_COLOURS,
-    NAMES,
-    axis_label,
-    canvas,
-    check,
-    colour_of,
-    finish,
-    headline,
-    styled,
-    wrap,
-)
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
+from laser_lab.lab.figures import style
+from laser_lab.lab.figures.style import METHOD_COLOURS, NAMES, axis_label, canvas, check, colour_of, finish, styled
 
 
 def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | None = None) -> Figure:
-    """A bar per row, with its interval as a whisker and its value written above.
+    """A bar per row with its interval and value.
 
     Args:
-        frame: Columns ``label``, `measure`, ``low``, ``high`` (the ends of the interval) and ``method`` for the colour.
+        frame: Columns ``label``, `measure`, ``low``, ``high`` (ends of the interval) and ``method`` (the colour).
     """
     check(frame, ["label", "method", measure, "low", "high"])
     with styled():
-        fig = canvas((max(4.8, 1.6 * len(frame)), 3.8))
+        fig = canvas(max(4.8, 1.6 * len(frame)), 3.8)
         ax = fig.subplots()
-        whiskers = [frame[measure] - frame["low"], frame["high"] - frame[measure]]
+        errors = style.whiskers(frame, measure)
         colours = [METHOD_COLOURS.get(method, METHOD_COLOURS["laser"]) for method in frame["method"]]
         places = range(len(frame))
-        ax.bar(places, frame[measure], color=colours, width=0.6, yerr=whiskers, capsize=5, error_kw={"linewidth": 1.5})
+        ax.bar(places, frame[measure], color=colours, width=0.6, yerr=errors, capsize=5, error_kw={"linewidth": 1.5})
         for place, value, high in zip(places, frame[measure], frame["high"]):
             ax.annotate(f"{value:.3f}", (place, high), xytext=(0, 5), textcoords="offset points", ha="center")
-        ax.set_xticks(places, [wrap(str(label), 18) for label in frame["label"]])
+        ax.set_xticks(places, [style.wrap(str(label), 18) for label in frame["label"]])
         ax.margins(y=0.15)
         finish(ax, axis_label(measure), title, bottom=0)
     return fig
@@ -47,42 +35,37 @@ def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | N
 def grouped_bars(
     frame: pd.DataFrame, measure: str, *, x: str, group: str, panel: str | None = None, title: str | None = None
 ) -> Figure:
-    """A cluster of bars per value of `x`, a bar per value of `group`, with its interval as a whisker.
+    """A cluster of bars per value of `x`, with a bar and its interval per value of `group`.
 
     Args:
-        frame: Columns `measure`, ``low``, ``high`` (the ends of the interval), `x`, `group` and, for a panel each,
-            `panel`; all in order of appearance. A missing combination leaves a gap.
+        frame: Columns `measure`, ``low``, ``high``, `x`, `group` and `panel`, all in order of appearance. A missing
+            combination leaves a gap.
     """
     check(frame, [measure, "low", "high", x, group] + ([panel] if panel else []))
-    panels = list(frame.groupby(panel, sort=False)) if panel else [(title, frame)]
+    panels = style.panels_of(frame, panel)
     places, groups = list(frame[x].unique()), list(frame[group].unique())
     across = 1 if len(panels) < 3 else 2
-    down = -(-len(panels) // across)
     width = 0.8 / len(groups)
     with styled():
         wide = max(6.4, across * (0.38 * len(places) * (len(groups) + 1) + 0.6))
-        fig = canvas((wide, 2.7 * down + 1.0))
-        axes = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-        for ax in axes.flat[len(panels) :]:
-            ax.set_visible(False)
+        fig = canvas(wide, 2.7 * -(-len(panels) // across) + 1.0)
+        axes = style.grid(fig, len(panels), across)
         for ax, (name, part) in zip(axes.flat, panels):
             for at, value in enumerate(groups):
                 bars = part[part[group] == value].drop_duplicates(x).set_index(x).reindex(places)
                 centres = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(places))]
-                whiskers = [bars[measure] - bars["low"], bars["high"] - bars[measure]]
-                colour = colour_of(value, at)
-                ax.bar(centres, bars[measure], width=0.92 * width, color=colour,
-                       label=str(value), yerr=whiskers, capsize=3, error_kw={"linewidth": 1.2})  # fmt: skip
+                ax.bar(centres, bars[measure], width=0.92 * width, color=colour_of(value, at), label=str(value),
+                       yerr=style.whiskers(bars, measure), capsize=3, error_kw={"linewidth": 1.2})  # fmt: skip
             ax.axhline(0, color="black", linewidth=0.8)
-            ax.set_xticks(range(len(places)), [wrap(str(place), 16) for place in places])
-            finish(ax, axis_label(measure) if ax in axes[:, 0] else "", str(name) if name else None, bottom=None)
+            ax.set_xticks(range(len(places)), [style.wrap(str(place), 16) for place in places])
+            finish(ax, axis_label(measure) if ax in axes[:, 0] else "", str(name) if panel else title, bottom=None)
         for ax in axes[-1]:
             ax.set_xlabel(axis_label(x))
         handles, labels = axes[0, 0].get_legend_handles_labels()
         fig.legend(handles, labels, frameon=False, title=axis_label(group), ncols=min(len(groups), 4), fontsize=10,
                    loc="outside lower center")  # fmt: skip
         if title and panel:
-            headline(fig, wrap(title, int(wide * 10)), fontsize=13)
+            style.headline(fig, style.wrap(title, int(wide * 10)), fontsize=13)
     return fig
 
 
@@ -90,8 +73,8 @@ def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Seconds per batch: a cluster of bars per shape with a bar per loop, and a line over K.
 
     Args:
-        frame: As :func:`laser_lab.lab.latency.benchmark` returns it (its first table). The whiskers end at the 95th
-            percentile; a number on a bar says how many times longer than ours it takes.
+        frame: The first table of :func:`laser_lab.lab.latency.benchmark`. Whiskers end at the 95th percentile; a number
+            on a bar says how many times longer than ours it takes.
     """
     check(frame, ["name", "batch", "tokens", "thinking_steps", "median", "p95", "ratio"])
     sweep, shapes = frame[frame["name"] == "sweep"], frame[frame["name"] != "sweep"]
@@ -102,7 +85,7 @@ def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     }
     places = list(dict.fromkeys(zip(shapes["batch"], shapes["tokens"])))
     with styled():
-        fig = canvas((9.6, 4.0))
+        fig = canvas(9.6, 4.0)
         left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
         for at, (name, (label, colour)) in enumerate(looks.items()):
             bars = shapes[shapes["name"] == name].set_index(["batch", "tokens"]).loc[places]
@@ -117,8 +100,8 @@ def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
         left.legend(frameon=False, fontsize=10, loc="upper left")
         finish(left, "seconds per batch", title, bottom=0)
         if len(sweep):
-            whiskers = [[0] * len(sweep), sweep["p95"] - sweep["median"]]
-            right.errorbar(sweep["thinking_steps"], sweep["median"], whiskers, marker="o", capsize=3,
+            above = [[0] * len(sweep), sweep["p95"] - sweep["median"]]
+            right.errorbar(sweep["thinking_steps"], sweep["median"], above, marker="o", capsize=3,
                            color=METHOD_COLOURS["laser"])  # fmt: skip
             right.set_xlabel(NAMES["thinking_steps"])
             batch, tokens = sweep.iloc[0][["batch", "tokens"]]
@@ -131,35 +114,31 @@ def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
 def frontier(
     frame: pd.DataFrame, measure: str = "ndcg@10", *, x: str = "milliseconds", title: str | None = None
 ) -> Figure:
-    """Quality against cost, a point per system with its interval; the Pareto front (no other is both cheaper and
-    better) as a line.
+    """Quality against cost, a point per system with its interval, and the Pareto front as a line.
 
     Args:
-        frame: Columns ``method`` (the colour), ``label`` (short, beside the point; may be empty), `x` (on a logarithmic
-            axis), `measure`, ``low``, ``high`` and ``pareto`` (True on the front).
+        frame: Columns ``method`` (the colour), ``label`` (beside the point; may be empty), `x` (on a logarithmic axis),
+            `measure`, ``low``, ``high`` and ``pareto`` (True on the front).
     """
     check(frame, ["label", "method", x, measure, "low", "high", "pareto"])
     with styled():
-        from matplotlib.ticker import NullFormatter
-
-        fig = canvas((8.6, 4.6))
+        fig = canvas(8.6, 4.6)
         ax = fig.subplots()
         front = frame[frame["pareto"]].sort_values(x)
         ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
         for at, (method, points) in enumerate(frame.groupby("method", sort=False)):
             colour = colour_of(method, at)
-            whiskers = [points[measure] - points["low"], points["high"] - points[measure]]
-            ax.errorbar(points[x], points[measure], yerr=whiskers, color=colour, marker="o", markersize=8, capsize=4,
-                        linewidth=0, elinewidth=1.5, label=method)  # fmt: skip
+            ax.errorbar(points[x], points[measure], yerr=style.whiskers(points, measure), color=colour, marker="o",
+                        markersize=8, capsize=4, linewidth=0, elinewidth=1.5, label=method)  # fmt: skip
             place = dict(xytext=(5, 8 if at % 2 else -16), textcoords="offset points")  # methods above and below
             for _, row in points.iterrows():
                 ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=colour, **place)
         ax.set_xscale("log")
         ax.margins(x=0.1, y=0.1)
         ax.xaxis.set_major_formatter("{x:g}")
-        # between powers of ten too, unless there are so many of them that the numbers would run into each other
+        # between powers of ten too, where there is room for the numbers
         ax.xaxis.set_minor_formatter("{x:g}" if frame[x].max() < 30 * frame[x].min() else NullFormatter())
         ax.set_xlabel(axis_label(x))
         finish(ax, axis_label(measure), title, bottom=0)
-        fig.legend(frameon=False, loc="outside right upper")  # points and whiskers may lie anywhere
+        fig.legend(frameon=False, loc="outside right upper")
     return fig

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pandas as pd
+from matplotlib.figure import Figure
 
+from laser_lab.lab.figures import style
 from laser_lab.lab.figures.style import NAMES, axis_label, canvas, check, headline, readable, styled, wrap
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str = "query") -> Figure:
-    """Heat map of what thoughts say: a row per thinking step, a column per rank, the token in every cell.
+    """A row per thinking step, a column per rank, the token in every cell, and a panel per value of `panel`.
 
     Args:
-        tokens: As :func:`laser_lab.nearest_tokens` returns it; the colour is its ``probability`` or ``cosine``.
-        panel: Column whose values get a panel each, in order of appearance.
+        tokens: Of :func:`laser_lab.nearest_tokens`; the colour is its ``probability`` or ``cosine``.
     """
     measure = next((m for m in ("probability", "cosine") if m in tokens), "probability")
     check(tokens, ["step", "rank", "token", measure, panel])
-    groups = list(tokens.groupby(panel, sort=False))
+    groups = style.panels_of(tokens, panel)
     tables = [group.pivot(index="step", columns="rank", values=["token", measure]) for _, group in groups]
     rows, columns = [len(t) for t in tables], max(t[measure].shape[1] for t in tables)
     width = max(6.4, 1.15 * columns + 1.7)
@@ -29,7 +26,7 @@ def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str =
     top = wrap(title, characters) if title else ""
     lines = sum(name.count("\n") + 1 for name in names) + top.count("\n") + 1
     with styled():
-        fig = canvas((width, 0.4 * sum(rows) + 0.75 * len(rows) + 0.25 * lines))
+        fig = canvas(width, 0.4 * sum(rows) + 0.75 * len(rows) + 0.25 * lines)
         axes = fig.subplots(len(rows), 1, squeeze=False, gridspec_kw={"height_ratios": rows})[:, 0]
         highest = float(tokens[measure].max())
         lowest = 0.0 if measure == "probability" else float(tokens[measure].min())  # cosines lie close together
@@ -40,8 +37,7 @@ def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str =
                 for column, rank in enumerate(table[measure].columns):
                     token = readable(table["token"].loc[step, rank])
                     dark = values[row, column] > lowest + 0.65 * (highest - lowest)
-                    ax.text(column, row, token, ha="center", va="center", fontsize=11 if len(token) < 10 else 9,
-                            color="white" if dark else "black", parse_math=False)  # fmt: skip
+                    style.write_cell(ax, column, row, token, dark, fontsize=11 if len(token) < 10 else 9)
             ax.set_title(name, fontsize=11, fontweight="bold", parse_math=False)
             ax.set_ylabel(NAMES["step"])
             ax.set_xticks(range(values.shape[1]), table[measure].columns)
@@ -67,24 +63,22 @@ def heatmap(
     text: str | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Heat maps from 0 to 1, the smallest `y` at the bottom, with what stands in each cell written into it.
+    """Heat maps, the smallest `y` at the bottom.
 
     Args:
-        frame: Columns `x`, `y`, `value` (the colour, from 0 to 1; less is drawn as 0) and, for a panel each, `panel`.
-        text: Column that is written into the cells (tokens); default: `value`.
+        frame: Columns `x`, `y`, `value` (the colour, from 0 to 1; less is drawn as 0) and `panel`.
+        text: Column that is written into the cells; default: `value`.
     """
     check(frame, [x, y, value] + [column for column in (panel, text) if column])
-    panels = list(frame.groupby(panel, sort=False)) if panel else [(None, frame)]
+    panels = style.panels_of(frame, panel)
     columns, rows = sorted(frame[x].unique()), sorted(frame[y].unique())
     across = min(4, len(panels))
     down = -(-len(panels) // across)
     cell = 1.05 if text else 0.75
     with styled():
-        size = (max(4.8, across * (cell * len(columns) + 0.5) + 1.4), down * (0.42 * len(rows) + 0.75) + 0.8)
-        fig = canvas(size)
-        axes = fig.subplots(down, across, sharex=True, sharey=True, squeeze=False)
-        for ax in axes.flat[len(panels) :]:
-            ax.set_visible(False)
+        wide = max(4.8, across * (cell * len(columns) + 0.5) + 1.4)
+        fig = canvas(wide, down * (0.42 * len(rows) + 0.75) + 0.8)
+        axes = style.grid(fig, len(panels), across)
         for ax, (name, part) in zip(axes.flat, panels):
             table = part.drop_duplicates([x, y]).set_index([y, x])
             numbers = table[value].unstack().reindex(index=rows, columns=columns).to_numpy(dtype=float)
@@ -94,8 +88,7 @@ def heatmap(
                     if (here, there) not in table.index:
                         continue
                     shown = readable(table[text][here, there]) if text else f"{numbers[row, column]:.2f}"
-                    ax.text(column, row, shown, ha="center", va="center", fontsize=9, parse_math=False,
-                            color="white" if numbers[row, column] > 0.65 else "black")  # fmt: skip
+                    style.write_cell(ax, column, row, shown, numbers[row, column] > 0.65, fontsize=9)
             if name is not None:
                 shown = name if isinstance(name, str) else f"{axis_label(panel)} {name}"
                 ax.set_title(shown, fontsize=11, parse_math=False)
@@ -109,5 +102,5 @@ def heatmap(
             ax.set_xlabel(axis_label(x))
         fig.colorbar(image, ax=list(axes.flat), label=axis_label(value), pad=0.02, aspect=14 * down)
         if title:
-            headline(fig, wrap(title, int(size[0] * 10)), fontsize=13)
+            headline(fig, wrap(title, int(wide * 10)), fontsize=13)
     return fig

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import pandas as pd
+import seaborn
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
+from laser_lab.lab.figures import style
 from laser_lab.lab.figures.style import (
     GROUP_COLOURS,
     METHOD_COLOURS,
@@ -12,13 +16,8 @@ from laser_lab.lab.figures.style import (
     check,
     finish,
     headline,
-    readable,
     styled,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 def metric_by_steps(
@@ -31,41 +30,37 @@ def metric_by_steps(
     title: str | None = None,
     log: bool = False,
 ) -> Figure:
-    """A line per `group` over `x`, with its interval as a band. The method ``random`` is dashed. Groups that are
-    numbers (K) go from dark to light, in their order.
+    """A line per `group` over `x` with its interval as a band. Groups that are numbers go from dark to light; the
+    method ``random`` is dashed.
 
     Args:
-        frame: Columns `x`, `measure`, ``low``, ``high`` (the ends of the interval) and, for several lines, `group`;
-            for a panel each, `panel`.
+        frame: Columns `x`, `measure`, ``low``, ``high``, `panel` and, for several lines, `group`.
         log: Logarithmic vertical axis.
     """
     check(frame, [x, measure, "low", "high"] + ([panel] if panel else []))
-    panels = list(frame.groupby(panel, sort=False)) if panel else [(None, frame)]
+    panels = style.panels_of(frame, panel)
     names = list(frame[group].unique()) if group in frame else [None]
     colours = GROUP_COLOURS
     if len(names) > 4 and frame[group].dtype.kind in "if":
-        import seaborn
-
         names, colours = sorted(names), seaborn.color_palette("viridis", len(names))
     with styled():
-        fig = canvas((6.4, 4.0) if len(panels) == 1 else (3.6 * len(panels) + 1.4, 4.0))
+        fig = canvas(6.4 if len(panels) == 1 else 3.6 * len(panels) + 1.4, 4.0)
         axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for ax, (shown, part) in zip(axes, panels):
             for at, name in enumerate(names):
                 line = part if name is None else part[part[group] == name]
                 line = line.sort_values(x)
                 colour = METHOD_COLOURS.get(name, colours[at % len(colours)])
-                style = {"linestyle": "--"} if name == "random" else {"marker": "o", "markersize": 6}
-                ax.fill_between(
-                    line[x], line["low"], line["high"], color=colour, alpha=min(0.2, 0.6 / len(names)), linewidth=0
-                )
-                ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **style)
+                look = {"linestyle": "--"} if name == "random" else {"marker": "o", "markersize": 6}
+                alpha = min(0.2, 0.6 / len(names))
+                ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
+                ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **look)
             ax.set_xticks(sorted(part[x].unique()))
             ax.set_xlabel(axis_label(x))
             ax.set_yscale("log" if log else "linear")
             label = axis_label(measure) if ax is axes[0] else ""
             finish(ax, label, title if panel is None else f"{axis_label(panel)} {shown}", bottom=None)
-        if not log:  # once all panels are drawn: they share the axis, and this ends its scaling
+        if not log:  # after all panels are drawn: it ends the scaling of their shared axis
             axes[0].set_ylim(bottom=0)
         if group in frame:
             heading = None if group == "method" else axis_label(group).rstrip(":")
@@ -76,16 +71,16 @@ def metric_by_steps(
 
 
 def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """A panel per method: every weighted term of its loss over the training steps, on a logarithmic axis.
+    """A panel per method: the weighted terms of its loss over the training steps, drawn from 1e-4 up.
 
     Args:
-        frame: Columns ``method``, ``step``, ``term`` and ``loss``. Terms that are 0 somewhere are drawn from 1e-4 up.
+        frame: Columns ``method``, ``step``, ``term`` and ``loss``.
     """
     check(frame, ["method", "step", "term", "loss"])
     groups = list(frame.groupby("method", sort=False))
     terms = list(frame["term"].unique())
     with styled():
-        fig = canvas((3.4 * len(groups) + 0.6, 3.6))
+        fig = canvas(3.4 * len(groups) + 0.6, 3.6)
         axes = fig.subplots(1, len(groups), sharey=True, squeeze=False)[0]
         for ax, (method, part) in zip(axes, groups):
             for term, line in part.groupby("term", sort=False):
@@ -100,18 +95,17 @@ def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 
 def trajectories(frame: pd.DataFrame, *, colour: str, panel: str, title: str | None = None) -> Figure:
-    """Thoughts as points in two dimensions, a line per text from step to step, larger with every step.
+    """Thoughts as points in two dimensions, larger with every step, a line per text.
 
     Args:
-        frame: Columns ``x``, ``y``, ``text`` (which line), ``step``, `colour` (its group) and `panel`. Rows whose
-            ``step`` is 0 are documents: grey crosses.
+        frame: Columns ``x``, ``y``, ``text``, ``step`` (0: a document, a grey cross), `colour` (a group) and `panel`.
     """
     check(frame, ["x", "y", "text", "step", colour, panel])
     panels = list(frame.groupby(panel, sort=False))
     thoughts = frame[frame["step"] > 0]
     names = sorted(thoughts[colour].unique(), key=str)
     with styled():
-        fig = canvas((4.6 * len(panels) + 1.4, 4.6))
+        fig = canvas(4.6 * len(panels) + 1.4, 4.6)
         axes = fig.subplots(1, len(panels), squeeze=False)[0]
         for ax, (shown, part) in zip(axes, panels):
             documents = part[part["step"] == 0]
@@ -128,20 +122,19 @@ def trajectories(frame: pd.DataFrame, *, colour: str, panel: str, title: str | N
             ax.set_yticks([])
             ax.set_title(str(shown), parse_math=False)
         handles = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
-        fig.legend(
-            handles.values(), handles.keys(), loc="outside right center", frameon=False, title=axis_label(colour)
-        )
+        where = dict(loc="outside right center", frameon=False)
+        fig.legend(handles.values(), handles.keys(), title=axis_label(colour), **where)
         headline(fig, title)
     return fig
 
 
 def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) -> Figure:
-    """A panel per intervention: the rank of every document that comes among the first `top`, over thinking steps.
-    Marked documents stand out, and stay in sight where they are further down, each mark in a lane below, with the rank.
+    """A panel per intervention: the ranks of the first `top` documents over thinking steps. Marked documents that are
+    further down have a lane below, with the rank.
 
     Args:
         frame: Columns ``change`` (the panel), ``thinking_steps``, ``rank`` (from 1), ``doc_id``, ``document`` and
-            ``mark``: what the document is (its line gets a colour and an entry in the legend), or ``""``.
+            ``mark`` (its name in the legend, or ``""``).
     """
     check(frame, ["change", "thinking_steps", "rank", "doc_id", "document", "mark"])
     panels = list(frame.groupby("change", sort=False))
@@ -150,10 +143,8 @@ def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) 
     lanes = {mark: top + 1.4 + 1.6 * number for number, mark in enumerate(marks)}
     steps = sorted(frame["thinking_steps"].unique())
     with styled():
-        from matplotlib.patheffects import withStroke
-
-        halo = [withStroke(linewidth=3, foreground="white")]  # numbers stay readable where a line passes
-        fig = canvas((5.4 * len(panels) + 0.4, 4.8))
+        halo = [withStroke(linewidth=3, foreground="white")]
+        fig = canvas(5.4 * len(panels) + 0.4, 4.8)
         axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for ax, (change, panel) in zip(axes, panels):
             for mark, line in panel.sort_values("mark").groupby(["mark", "doc_id"]):
@@ -161,14 +152,14 @@ def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) 
                 ranks = line.mask(line > top, lanes.get(mark, float("nan")))
                 if ranks.isna().all():
                     continue
-                style = dict(linewidth=2.5, markersize=7, zorder=3) if mark else dict(linewidth=1, markersize=3)
-                ax.plot(steps, ranks, color=colours.get(mark, "#b0b0b0"), marker="o", **style)
+                look = dict(linewidth=2.5, markersize=7, zorder=3) if mark else dict(linewidth=1, markersize=3)
+                ax.plot(steps, ranks, color=colours.get(mark, "#b0b0b0"), marker="o", **look)
                 for step, rank in line[line > top].items() if mark else ():
                     ax.annotate(f"{rank:.0f}", (step, lanes[mark]), xytext=(0, -14), textcoords="offset points",
                                 ha="center", fontsize=9, color=colours[mark], zorder=5, path_effects=halo)  # fmt: skip
             last = panel[(panel["thinking_steps"] == steps[-1]) & (panel["rank"] <= top)]
             for rank, document, mark in zip(last["rank"], last["document"], last["mark"]):
-                ax.text(steps[-1] + 0.3, rank, readable(" ".join(document.split()), 24), va="center", fontsize=9,
+                ax.text(steps[-1] + 0.3, rank, style.readable(" ".join(document.split()), 24), va="center", fontsize=9,
                         color=colours.get(mark, "#606060"), parse_math=False)  # fmt: skip
             ax.set_xticks(steps)
             ax.set_xlabel(axis_label("thinking_steps"))
@@ -176,9 +167,7 @@ def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) 
             ax.set_ylim(max([top, *lanes.values()]) + 1.2, 0.4)
             finish(ax, "rank" if ax is axes[0] else "", str(change), bottom=None)
             ax.grid(visible=False)
-        handles = [
-            axes[0].plot([], [], color=colours[mark], marker="o", linewidth=2.5, label=mark)[0] for mark in marks
-        ]
+        handles = [axes[0].plot([], [], color=c, marker="o", linewidth=2.5, label=m)[0] for m, c in colours.items()]
         if handles:
             fig.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False)
         headline(fig, title)

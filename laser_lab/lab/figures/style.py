@@ -6,16 +6,21 @@ import io
 import os
 import textwrap
 from contextlib import ExitStack
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from laser_lab.base.files import atomic_file, missing_extra
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+try:
+    import matplotlib
+except ImportError as error:
+    raise missing_extra("matplotlib", "lab") from error
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 METHOD_COLOURS = {
     "laser": "#0173b2",
@@ -40,11 +45,10 @@ METHOD_COLOURS = {
     "lame-no-diversity": "#999933",
     "lame-no-warmup": "#aa4499",
 }
-"""Method to colour, safe for colour-blind readers (seaborn's "colorblind" palette and five of Paul Tol's)."""
+"""Method to colour, safe for colour-blind readers (seaborn's "colorblind" and Paul Tol's)."""
 
 GROUP_COLOURS = ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#ca9161", "#56b4e9", "#949494")
-"""For groups that are no methods, in order of appearance (seaborn's "colorblind" palette)."""
-
+"""For groups that are not methods, in order of appearance (seaborn's "colorblind")."""
 
 STYLE = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
@@ -75,16 +79,11 @@ NAMES = {
     "cka": "CKA",
     "accuracy": "accuracy of the probe",
 }
-"""Column to axis label; a column without an entry is shown with spaces for underscores."""
+"""Column to axis label; others are shown with spaces for underscores."""
 
 
 def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
-    """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`; the same input gives the same bytes.
-
-    Each file is complete before it takes its name, and none does if one of them fails.
-
-    Returns:
-        The path of the PNG.
+    """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`, all or none; return the PNG's path.
 
     Raises:
         ValueError: `name` is not a plain file stem.
@@ -102,9 +101,7 @@ def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[s
 
 
 def readable(token: str, limit: int | None = 12) -> str:
-    """A token as it can be drawn: ⏎ for a new line, ⇥ for a tab, ␣ for a space at an end, U+XXXX for what the font
-    lacks, and at most `limit` characters.
-    """
+    """A token to draw: ⏎ new line, ⇥ tab, ␣ space at an end, U+XXXX for what the font lacks."""
     inner = token.strip(" ")
     start = len(token) - len(token.lstrip(" "))
     end = len(token) - len(inner) - start if inner else 0
@@ -114,50 +111,56 @@ def readable(token: str, limit: int | None = 12) -> str:
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _matplotlib() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise missing_extra("matplotlib", "lab") from error
-    return matplotlib
-
-
 def styled() -> Any:
     """A context in which matplotlib draws as :data:`STYLE` says."""
-    return _matplotlib().rc_context(STYLE)
+    return matplotlib.rc_context(STYLE)
 
 
-@lru_cache(maxsize=1)
-def _figure_class() -> type[Figure]:
-    """A Figure outside pyplot (nothing to close, nothing shown twice) that a notebook shows without any magic."""
-    _matplotlib()
-    from matplotlib.figure import Figure
+class NotebookFigure(Figure):
+    """A figure outside pyplot (nothing to close or shown twice) that a notebook shows without any magic."""
 
-    class NotebookFigure(Figure):
-        def _repr_png_(self) -> bytes:
-            buffer = io.BytesIO()
-            with styled():
-                self.savefig(buffer, format="png", dpi=100, metadata={"Software": None}, facecolor="white")
-            return buffer.getvalue()
-
-    return NotebookFigure
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with styled():
+            self.savefig(buffer, format="png", dpi=100, metadata={"Software": None}, facecolor="white")
+        return buffer.getvalue()
 
 
-def canvas(size: tuple[float, float]) -> Figure:
-    """An empty figure of `size` in inches."""
-    return _figure_class()(figsize=size, layout="constrained")
+def canvas(width: float, height: float) -> Figure:
+    """An empty figure; sizes in inches."""
+    return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
-@lru_cache(maxsize=1)
+@cache
 def _font_characters() -> frozenset[int]:
-    _matplotlib()
-    from matplotlib import font_manager
-
     return frozenset(font_manager.get_font(font_manager.findfont(STYLE["font.family"])).get_charmap())
 
 
+def grid(fig: Figure, panels: int, across: int) -> Any:
+    """Axes (rows, `across`) with shared scales for so many panels; those left over are hidden."""
+    axes = fig.subplots(-(-panels // across), across, sharex=True, sharey=True, squeeze=False)
+    for ax in axes.flat[panels:]:
+        ax.set_visible(False)
+    return axes
+
+
+def panels_of(frame: pd.DataFrame, panel: str | None) -> list[tuple[Any, pd.DataFrame]]:
+    """(value, rows) per value of `panel`, in order of appearance; one (None, all rows) without it."""
+    return list(frame.groupby(panel, sort=False)) if panel else [(None, frame)]
+
+
+def whiskers(frame: pd.DataFrame, measure: str) -> list[pd.Series]:
+    """How far the interval reaches below and above the measure, as matplotlib's error bars have it."""
+    return [frame[measure] - frame["low"], frame["high"] - frame[measure]]
+
+
+def write_cell(ax: Axes, column: int, row: int, text: str, dark: bool, fontsize: int) -> None:
+    ax.text(column, row, text, ha="center", va="center", fontsize=fontsize, parse_math=False,
+            color="white" if dark else "black")  # fmt: skip
+
+
 def colour_of(name: Any, at: int) -> str:
-    """The colour of a method, or of the group that comes `at` that place."""
+    """The colour of a method, or of the `at`-th group."""
     return METHOD_COLOURS.get(name, GROUP_COLOURS[at % len(GROUP_COLOURS)])
 
 
@@ -167,7 +170,7 @@ def headline(fig: Figure, title: str | None, **font: Any) -> None:
 
 
 def finish(ax: Axes, label: str, title: str | None, bottom: float | None) -> None:
-    """Label, grid and title of a panel; `bottom` is the lower end of its vertical axis, None: as drawn."""
+    """Label, grid and title of a panel; `bottom` of its vertical axis, None: as drawn."""
     ax.set_ylabel(label)
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)
