@@ -1,7 +1,6 @@
-"""Latency: what latent thinking costs, against the published loop and against one basic pass.
+"""Latency: what latent thinking costs beside the published loop and one basic pass.
 
-``python -m laser_lab.lab.latency`` times the loops side by side on the same weights and batches, and writes tables and
-a figure.
+``python -m laser_lab.lab.latency`` times them on the same weights and batches, and writes tables and a figure.
 """
 
 from __future__ import annotations
@@ -12,38 +11,31 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from laser_lab.backbone import Backbone
 from laser_lab.base.files import write_text
 from laser_lab.base.kernels import use_fast_linear
+from laser_lab.data.readers import read_corpus
 from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.lab.stopwatch import measure, peak_memory, ratio, summarize
 from laser_lab.loading import load
+from laser_lab.methods import method_of
 from laser_lab.thinking import latent_thinking, pool
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-SHAPES = ((8, 16), (8, 64), (8, 256))
-"""(batch, tokens) of the benchmark."""
-
-STEPS = (1, 2, 3, 4, 6, 8)
-"""K at 64 tokens, from which the price of one more step is read."""
+from laser_lab.training.objectives import DualViewLoss
+from laser_lab.training.run import add_lora, set_method
 
 
 def published_thinking(
     backbone: Backbone, input_ids: Tensor, attention_mask: Tensor, thinking_steps: int = 3
 ) -> Tensor:
-    """(B, K, D) states, computed as LaSER's model card does: the comparator, slow on purpose.
-
-    Every call of the causal LM returns the logits of all positions and the hidden states of all layers, and the soft
-    token is spliced into a copy of the inputs. Added is the family's embedding scale (1 for Qwen3, the card's model).
-    """
+    """(B, K, D) states by the loop of LaSER's model card, slow on purpose: every call returns the logits of all
+    positions and the states of all layers. Ours is the embedding scale (1 for the card's Qwen3)."""
     model, embedding = backbone.causal_lm, backbone.causal_lm.get_input_embeddings()
     batch, length = input_ids.shape
     slots = input_ids.new_full((batch, thinking_steps - 1), backbone.tokenizer.eos_token_id)
@@ -68,11 +60,8 @@ def published_thinking(
     return torch.stack(states, dim=1)
 
 
-# -- the benchmark -------------------------------------------------------------------------------------------------
-
-
 def stock(backbone: Backbone) -> Backbone:
-    """The same weights behind PyTorch's own linear layers: what the published loop runs on."""
+    """The same weights behind PyTorch's linear layers, as the published loop has them."""
     parts = (*backbone.parameters(), *backbone.buffers(), backbone.tokenizer)
     twin: Backbone = copy.deepcopy(backbone, {id(part): part for part in parts})
     use_fast_linear(twin.model, False)
@@ -80,7 +69,7 @@ def stock(backbone: Backbone) -> Backbone:
 
 
 class PublishedEncoder(LatentEncoder):
-    """The published loop as an encoder; the explicit view, too, asks the causal LM for everything it has."""
+    """The published loop as an encoder; its explicit view, too, asks for all logits and states."""
 
     def think(
         self, features: dict[str, Tensor], thinking_steps: int | None = None, **options: Any
@@ -98,21 +87,19 @@ class PublishedEncoder(LatentEncoder):
         )
         every = output.hidden_states[-1]
         rows = torch.arange(len(every), device=every.device)[:, None]
-        # a training written on full logits keeps them to its end
         return {"states": every[rows, features["segment_ends"]], "sentence_embedding": pool(every[:, -1:]),
                 "logits": output.logits}  # fmt: skip
 
 
 def published_loop(model: LatentRetriever) -> LatentRetriever:
-    """`model` behind the published loop, on the same weights."""
+    """`model` with the published loop, on the same weights."""
     own = model.encoder
     encoder = PublishedEncoder(stock(own.backbone), thinking_steps=own.thinking_steps, max_length=own.max_length)
     return LatentRetriever(modules=[encoder], device=str(model.device), prompts=model.prompts)
 
 
 def loops(backbone: Backbone, batch: int, tokens: int, thinking_steps: int = 3) -> dict[str, Callable[[], Tensor]]:
-    """Loops on one random batch without padding: ``published``, ``ours``, ``stock`` (ours on PyTorch's own linear
-    layers) and ``basic`` (ours at K=1)."""
+    """Loops on one random batch without padding; ``stock`` is ours on PyTorch's layers, ``basic`` ours at K=1."""
     table = backbone.embedding_table
     generator = torch.Generator().manual_seed(batch * 100_003 + tokens)
     ids = torch.randint(len(table), (batch, tokens), generator=generator).to(table.device)
@@ -126,8 +113,7 @@ def loops(backbone: Backbone, batch: int, tokens: int, thinking_steps: int = 3) 
 
 
 def step_parts(backbone: Backbone, batch: int) -> dict[str, Callable[[], Tensor]]:
-    """What one more thinking step cannot do without: ``forward`` of one token per text, and ``reading`` the
-    embedding matrix once."""
+    """What a step cannot do without: ``forward`` of a token per text, and ``reading`` the embedding matrix once."""
     table = backbone.embedding_table
     token = torch.zeros(batch, 1, table.shape[1], dtype=table.dtype, device=table.device)
     mask = torch.ones(batch, 1, dtype=torch.long, device=table.device)
@@ -140,22 +126,19 @@ def step_parts(backbone: Backbone, batch: int) -> dict[str, Callable[[], Tensor]
 
 def benchmark(
     backbone: Backbone,
-    shapes: Sequence[tuple[int, int]] = SHAPES,
-    steps: Sequence[int] = STEPS,
+    shapes: Sequence[tuple[int, int]] = ((8, 16), (8, 64), (8, 256)),
+    steps: Sequence[int] = (1, 2, 3, 4, 6, 8),
     repeats: int = 10,
     warmup: int = 2,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Time and peak memory of the :func:`loops` over `shapes` at K=3, and of ours over `steps` at 8 x 64 tokens.
 
     Returns:
-        (table, price). ``table`` has a row per loop, shape and K: ``name``, ``batch``, ``tokens``, ``thinking_steps``,
-        ``median`` and ``p95`` in seconds, ``peak_mib`` above the weights, and ``ratio``, how many times longer than
-        ours (for ours itself: than the basic pass). ``price`` has one row: seconds of one more ``step`` (a line through
-        the medians over K), of ``forward`` and ``reading`` (:func:`step_parts`), ``ratio`` to their sum, and ``sweep``,
-        how many times longer than the largest K alone a rollout takes that is read at every K up to it.
+        (table, price). ``table``, a row per loop, shape and K: ``name``, ``batch``, ``tokens``, ``thinking_steps``,
+        ``median`` and ``p95`` (seconds), ``peak_mib`` above the weights, ``ratio`` to ours (of ours: to ``basic``).
+        ``price``, one row: seconds of one more ``step`` (a line over K), of ``forward`` and ``reading``
+        (:func:`step_parts`), ``ratio`` to their sum, and ``sweep``, the cost of reading every K to that of the largest.
     """
-    import pandas as pd
-
     tables = []
     for batch, tokens in shapes:
         encoders = loops(backbone, batch, tokens)
@@ -186,16 +169,9 @@ def benchmark(
 
 
 def corpus(model: LatentRetriever, texts: Sequence[str], sample: int = 256, repeats: int = 3) -> pd.DataFrame:
-    """Documents per second of the published loop and of ours, on `sample` of `texts` in the same batches, and the
-    memory of ours.
-
-    Returns:
-        One row: ``published`` and ``ours`` in documents per second, their ``ratio``, and the process's peak in MiB
-        while it encodes a sixth of the texts (``peak_part``) and all of them (``peak_all``), and their quotient
-        ``growth``.
-    """
-    import pandas as pd
-
+    """One row: documents per second of the ``published`` loop and of ``ours`` on a `sample`, their ``ratio``, and the
+    process's peak in MiB while it encodes a sixth of the texts (``peak_part``) and all (``peak_all``); ``growth`` is
+    their quotient."""
     some = list(texts[:: max(1, len(texts) // sample)])
     models = {"published": published_loop(model), "ours": model}
     times = measure({n: lambda m=m: m.encode_document(some) for n, m in models.items()}, repeats, warmup=0)
@@ -209,16 +185,14 @@ def corpus(model: LatentRetriever, texts: Sequence[str], sample: int = 256, repe
 
 
 def adapted(model: LatentRetriever) -> LatentRetriever:
-    """`model`, with a LoRA adapter of rank 16 if it has none."""
-    from laser_lab.training.run import add_lora
-
+    """`model` with a LoRA adapter, a new one of rank 16 if it has none."""
     if not hasattr(model.encoder.backbone.model, "peft_config"):
         add_lora(model, {"r": 16})
     return model
 
 
 def both_loops(model: LatentRetriever) -> dict[str, tuple[LatentRetriever, str]]:
-    """A LaSER step of the ``published`` loop and of ``ours``, on the same weights, for :func:`training_steps`."""
+    """LaSER with the ``published`` loop and with ``ours``, on the same weights."""
     adapted(model)
     return {"published": (published_loop(model), "laser"), "ours": (model, "laser")}
 
@@ -226,16 +200,12 @@ def both_loops(model: LatentRetriever) -> dict[str, tuple[LatentRetriever, str]]
 def training_steps(
     runs: Mapping[str, tuple[LatentRetriever, str]], batch: int = 8, lengths: tuple[int, int, int] = (48, 24, 160)
 ) -> dict[str, Callable[[], None]]:
-    """One step (forward and backward) of each (retriever, method), all on the same batch and with all terms.
+    """One step (forward and backward) of each (retriever, method), on the same random batch and with all terms.
 
     Args:
         batch: Queries; there are twice as many documents.
-        lengths: Tokens of queries, documents and reasoning (with its query), all random.
+        lengths: Tokens of queries, documents and reasoning (with its query).
     """
-    from laser_lab.methods import method_of
-    from laser_lab.training.objectives import DualViewLoss
-    from laser_lab.training.run import set_method
-
     generator = torch.Generator().manual_seed(0)
     (table,) = {id(t): t for t in (model.encoder.backbone.embedding_table for model, _ in runs.values())}.values()
 
@@ -257,7 +227,7 @@ def training_steps(
             ends = torch.linspace(lengths[2] // 2, lengths[2] - 2, method.thinking_steps).long().to(table.device)
             parts.append(explicit | {"segment_ends": ends.expand(batch, -1)})
         loss = DualViewLoss(retriever, method)
-        loss.progress = 1.0  # all terms act
+        loss.progress = 1.0
 
         def once() -> None:
             if not isinstance(retriever.encoder, PublishedEncoder):
@@ -271,6 +241,21 @@ def training_steps(
     return {name: step(*run) for name, run in runs.items()}
 
 
+def _steps_table(
+    model: LatentRetriever, steps: Mapping[str, Callable[[], None]], reference: str, repeats: int
+) -> pd.DataFrame:
+    """``name``, ``median`` and ``p95`` in seconds, ``peak_mib`` above the weights (gradients count), and ``time_ratio``
+    and ``memory_ratio`` to the step `reference`."""
+    times = measure(dict(steps), repeats, warmup=1)
+    table = summarize(times)
+    peaks = []
+    for name in table["name"]:
+        model.zero_grad(set_to_none=True)
+        peaks.append(peak_memory(steps[name])[0])
+    table = table.assign(peak_mib=peaks, time_ratio=[ratio(times, name, reference) for name in table["name"]])
+    return table.assign(memory_ratio=table["peak_mib"] / table.set_index("name").loc[reference, "peak_mib"])
+
+
 def method_steps(
     model: LatentRetriever,
     methods: Sequence[str] = ("basic", "latent", "lexical", "laser"),
@@ -278,51 +263,27 @@ def method_steps(
     lengths: tuple[int, int, int] = (32, 24, 96),
     repeats: int = 5,
 ) -> pd.DataFrame:
-    """Time and peak memory of a training step of each method, interleaved: ``name``, ``median`` and ``p95`` in seconds,
-    ``peak_mib``, and how many times those of ``latent`` they are (``time_ratio``, ``memory_ratio``)."""
+    """Time and memory of a training step of each method, as ratios to ``latent``."""
     steps = training_steps({name: (adapted(model), name) for name in methods}, batch, lengths)
-    times = measure(steps, repeats, warmup=1)
-    table = summarize(times)
-    table["peak_mib"] = [_step_memory(model, steps[name]) for name in table["name"]]
-    table["time_ratio"] = [ratio(times, name, "latent") for name in table["name"]]
-    return table.assign(memory_ratio=table["peak_mib"] / table.set_index("name").loc["latent", "peak_mib"])
-
-
-def _step_memory(model: LatentRetriever, step: Callable[[], None]) -> float:
-    """MiB above the weights at the peak of a step; its gradients are part of what it needs."""
-    model.zero_grad(set_to_none=True)
-    return peak_memory(step)[0]
+    return _steps_table(model, steps, "latent", repeats)
 
 
 def training_step(
     model: LatentRetriever, batch: int = 8, lengths: tuple[int, int, int] = (48, 24, 160), repeats: int = 3
 ) -> pd.DataFrame:
-    """Time and peak memory of one LaSER step of the ``published`` loop and of ``ours``.
-
-    Returns:
-        One row per loop: ``name``, ``median`` and ``p95`` in seconds, ``peak_mib`` above the weights, and the
-        ``time_ratio`` and ``memory_ratio`` of ours to it.
-    """
-    steps = training_steps(both_loops(model), batch, lengths)
-    times = measure(steps, repeats, warmup=1)
-    table = summarize(times)
-    peaks = [_step_memory(model, steps[name]) for name in table["name"]]
-    table = table.assign(peak_mib=peaks, time_ratio=[1 / ratio(times, name, "ours") for name in table["name"]])
-    own = table.set_index("name").loc["ours"]
-    return table.assign(memory_ratio=own["peak_mib"] / table["peak_mib"])
+    """Time and memory of a LaSER step of the ``published`` loop and of ``ours``; the ratios are of ours to it."""
+    table = _steps_table(model, training_steps(both_loops(model), batch, lengths), "ours", repeats)
+    return table.assign(time_ratio=1 / table["time_ratio"], memory_ratio=1 / table["memory_ratio"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m laser_lab.lab.latency``: measure, print the tables, write them as CSV and the figure beside them."""
-    from laser_lab.data.readers import read_corpus
+    """Measure, print the tables, write them as CSV and the figure beside them."""
     from laser_lab.lab import figures
 
-    parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.latency", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.latency", description=main.__doc__)
     parser.add_argument("--model", default="gemma-3-270m", help="what load takes")
     parser.add_argument("--corpus", help="folder with a corpus.jsonl to encode")
-    parser.add_argument(
-        "--parts", nargs="*", choices=("loops", "corpus", "training", "methods"), help="default: what is there"
-    )
+    parser.add_argument("--parts", nargs="*", choices=("loops", "corpus", "training", "methods"), help="default: all")
     parser.add_argument("--out", default="figures", help="folder of the figures; the tables go into its data")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")

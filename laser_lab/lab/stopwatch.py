@@ -1,37 +1,27 @@
-"""The stopwatch: callables timed side by side, and the memory that one needs. It knows nothing of models."""
+"""Time of callables side by side, and the memory that one needs."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def measure(encoders: dict[str, Callable[[], Any]], repeats: int = 10, warmup: int = 2) -> pd.DataFrame:
-    """Time callables interleaved, so that a slow moment of the machine hits all of them alike.
-
-    Every round calls each encoder once, in an order that turns from round to round.
-
-    Args:
-        encoders: Name to callable without arguments.
-        repeats: Timed rounds, after `warmup` rounds that are not timed.
+    """Time callables interleaved: each once per round, in an order that turns. `warmup` rounds are not timed.
 
     Returns:
-        One row per round and name, in the order they ran: ``repeat`` (from 0), ``name``, ``seconds``.
+        A row per round and name, in the order they ran: ``repeat`` (from 0), ``name``, ``seconds``.
 
     Raises:
         ValueError: No encoder, or `repeats` below 1.
     """
-    import pandas as pd
-
     if not encoders or repeats < 1:
         raise ValueError(f"measure needs an encoder and a repeat, got {len(encoders)} encoders and repeats={repeats}")
     names, rows = list(encoders), []
@@ -47,9 +37,9 @@ def measure(encoders: dict[str, Callable[[], Any]], repeats: int = 10, warmup: i
     return pd.DataFrame(rows)
 
 
-def summarize(times: pd.DataFrame, by: Sequence[str] = ("name",)) -> pd.DataFrame:
-    """Median and 95th percentile of ``seconds`` for each value of the columns `by`, in order of appearance."""
-    seconds = times.groupby(list(by), sort=False)["seconds"]
+def summarize(times: pd.DataFrame) -> pd.DataFrame:
+    """``median`` and ``p95`` of the seconds, a row per ``name`` in order of appearance."""
+    seconds = times.groupby("name", sort=False)["seconds"]
     return seconds.quantile([0.5, 0.95]).unstack().set_axis(["median", "p95"], axis=1).reset_index()
 
 
@@ -60,10 +50,9 @@ def ratio(times: pd.DataFrame, slow: str, fast: str) -> float:
 
 
 def peak_memory(call: Callable[[], Any]) -> tuple[float, float]:
-    """(growth, total) in MiB: the peak during one call, above what was held before it, and as it stands.
+    """(growth, total) in MiB: the peak during a call above what was held before it, and as it stands.
 
-    On CUDA what PyTorch allocated; elsewhere the resident set of the process, whose high-water mark only Linux lets
-    a process reset (NaN on other systems).
+    On CUDA what PyTorch allocated; else the resident set, which only Linux can tell (NaN on other systems).
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -73,7 +62,7 @@ def peak_memory(call: Callable[[], Any]) -> tuple[float, float]:
         peak = torch.cuda.max_memory_allocated()
         return (peak - before) / 2**20, peak / 2**20
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier calls freed must not hide what this one needs
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # freed memory would hide what this call needs
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")
     except OSError:
