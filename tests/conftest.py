@@ -123,7 +123,7 @@ def tiny_bank(tmp_path_factory, tiny_folder) -> dict[str, str]:
         write(split, rows)
     training = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "lora": {"r": 2}}
     training |= {"explicit_max_length": 40, "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True}
-    config = {"model": tiny_folder, "layers": None, "max_length": 40, "read_steps": 3, "corpus": "pooled"}
+    config = {"model": tiny_folder, "max_length": 40, "read_steps": 3, "corpus": "pooled"}
     config["training"] = training
     config["rows"] = [{"system": name} for name in ("bm25", "bm25-reasoning", "zero-shot")]
     config["rows"] += [{"system": name, "seeds": [0, 1]} for name in ("basic", "latent", "gircse")]

@@ -1,8 +1,6 @@
-"""The experiment on real text: EntailmentBank, a real language model, human reasoning.
+"""The experiment on EntailmentBank: ``python -m laser_lab.lab.entailment CONFIG.yaml --data FOLDER --out TABLE.csv``.
 
-``python -m laser_lab.lab.entailment CONFIG.yaml --data FOLDER --out TABLE.csv`` runs the rows of a file. Finished rows
-lie in the cache, so it can be run in pieces and on any machine. After every row three records are written:
-``TABLE.csv``, ``TABLE_per_query.csv`` and ``TABLE_runs.json``.
+Finished rows lie in the cache. Every row is followed by ``TABLE.csv``, ``TABLE_per_query.csv``, ``TABLE_runs.json``.
 """
 
 from __future__ import annotations
@@ -21,15 +19,12 @@ from laser_lab.lab.rows import Row
 
 
 def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: str | None = None) -> list[Row]:
-    """The rows that a configuration file asks for, seed by seed, so that a run that is cut leaves a whole table with
-    fewer seeds; with `search`, those of its search instead, each a trained row with one choice of settings.
+    """The rows of a configuration file, seed by seed; with `search`, its trials: trained rows with one choice each.
 
-    A row's own ``training`` goes over that of all, and a reading is trained as the row that it reads.
-
-    Args:
-        corpus: Over the file's.
+    A row's own ``training`` goes over that of all, and a reading is trained as the row that it reads. `corpus` goes
+    over the file's.
     """
-    shared = {name: config[name] for name in ("model", "layers", "max_length", "read_steps", "corpus")}
+    shared = {name: config[name] for name in ("model", "max_length", "read_steps", "corpus")}
     if corpus is not None:
         shared["corpus"] = corpus
     trials: list[dict[str, Any]] = [{}]

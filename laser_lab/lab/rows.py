@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laser_lab.base.files import atomic_file, cache_dir, cached_build, write_text
+from laser_lab.base.files import atomic_file, cache_dir, write_text
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
 from laser_lab.evaluation import score_run, score_steps
 from laser_lab.lab.bm25 import bm25, bm25_index
 from laser_lab.lab.cached import Cached
 from laser_lab.methods import METHODS, method_of
-from laser_lab.weights import load_backbone
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +47,6 @@ class Row(Cached):
     thinking_steps: int | None = None
     """K in training; None: the method's own"""
     model: str = "gemma-3-270m"
-    layers: int | None = None
-    """of the backbone, from below; None: all"""
     max_length: int = 160
     read_steps: int = 4
     corpus: str = "pooled"
@@ -134,36 +131,11 @@ def named_documents(task: RetrievalTask, dataset: Iterable[dict[str, Any]]) -> R
     return replace(task, name=f"{task.name}-pooled", corpus={d: text for d, text in task.corpus.items() if d in named})
 
 
-def first_layers(model: str, layers: int) -> Path:
-    """A folder with `model` cut to its first layers: embeddings, final norm and head stay. Built once.
-
-    Raises:
-        ValueError: The backbone has fewer layers.
-    """
-
-    def build(folder: Path) -> None:
-        backbone = load_backbone(model, device="cpu")
-        lm = backbone.causal_lm
-        body, config = lm.base_model, lm.config.get_text_config()
-        if not 1 <= layers <= len(body.layers):
-            raise ValueError(f"{model} has {len(body.layers)} layers, {layers} were asked for")
-        body.layers = body.layers[:layers]
-        config.num_hidden_layers = layers
-        if getattr(config, "layer_types", None):
-            config.layer_types = config.layer_types[:layers]
-        lm.save_pretrained(folder)
-        backbone.tokenizer.save_pretrained(folder)
-
-    key = hashlib.sha256(f"{model} {layers}".encode()).hexdigest()[:12]
-    return cached_build(cache_dir() / "cut" / f"{Path(model).name}-{layers}-layers-{key}", build)
-
-
 def load_row(row: Row) -> LatentRetriever:
     """The row's backbone, untrained."""
     from laser_lab.loading import load
 
-    name = row.model if row.layers is None else first_layers(row.model, row.layers)
-    return load(name, thinking_steps=row.steps, max_length=row.max_length)
+    return load(row.model, thinking_steps=row.steps, max_length=row.max_length)
 
 
 def _trained(row: Row) -> LatentRetriever:
@@ -190,13 +162,13 @@ def _search(row: Row, task: RetrievalTask) -> tuple[pd.DataFrame, dict[str, Any]
         queries = [" ".join([query, *task.reasoning[q]]) for q, query in task.queries.items()]
     index = bm25_index(task)
     started = time.perf_counter()
-    found = bm25(task, queries, index=index)
+    found = bm25(task, queries, index)
     record = {"ms_per_query": {0: 1000 * (time.perf_counter() - started) / len(queries)}}
     return score_run(found, task).assign(thinking_steps=0), record
 
 
 def _documents(row: Row, model: LatentRetriever, task: RetrievalTask) -> Thoughts:
-    """The corpus at the K of training. The readings of a trained row share it: encoding is most of a row's time."""
+    """The corpus at the K of training, shared by the readings of a trained row."""
     import torch
 
     from laser_lab.encoder import think
