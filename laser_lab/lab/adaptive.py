@@ -1,9 +1,6 @@
-"""Adaptive K: is the number of steps that a model chooses worth choosing?
+"""Adaptive K: a trained model read as its thoughts end, at a fixed K, at random numbers of steps and at the true depth.
 
-One trained model, read in several ways from one rollout: as its thoughts end, at a fixed K, with the chosen numbers of
-steps dealt out at random, and with the true depth as an oracle.
-``python -m laser_lab.lab.adaptive figures/data/adaptive.csv`` reads the mixed-depth trainings of
-:mod:`laser_lab.lab.recipes`.
+``python -m laser_lab.lab.adaptive figures/data/adaptive.csv`` reads the mixed-depth trainings of ``recipes``.
 """
 
 from __future__ import annotations
@@ -11,8 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 
 from laser_lab.base.files import write_text
@@ -23,27 +20,16 @@ from laser_lab.lab.cells import WEIGHS, Cell
 from laser_lab.lab.recipes import GROUPS
 from laser_lab.thinking import Thoughts
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-GROUP = "mixed"
-
 
 def stopped(thoughts: Thoughts, steps: torch.Tensor) -> torch.Tensor:
-    """(B, D): the embedding of each text had it stopped after its own number of steps, (B,) from 1 to K."""
+    """(B, D): the embedding of each text at its own number of steps, (B,) from 1 to K."""
     every = torch.stack([thoughts.embeddings_at(k) for k in range(1, thoughts.thinking_steps + 1)])
     return every[steps - 1, torch.arange(len(steps))]
 
 
 def readings(model: LatentRetriever, world: HopWorld, split: str = "test", seed: int = 0) -> pd.DataFrame:
-    """nDCG@10 and steps of every query, by ``reading``: ``halting``; ``fixed 1`` ... the deepest depth (the same model,
-    stopped there); ``random``, the steps of halting dealt out at random; ``depth``, the oracle.
-
-    Returns:
-        ``reading, query_id, depth, steps, ndcg@10``.
-    """
-    import pandas as pd
-
+    """``reading, query_id, depth, steps, ndcg@10``, by reading: ``halting``; ``random``, its steps dealt out at random;
+    ``depth``, the oracle; ``fixed K`` up to the deepest depth."""
     task, compositions = world.task(split), getattr(world, split)
     queries = think(model, list(task.queries.values()), prompt_name="query", threshold=0.0)
     documents = think(model, list(task.corpus.values()), prompt_name="document").embeddings.numpy()
@@ -55,17 +41,13 @@ def readings(model: LatentRetriever, world: HopWorld, split: str = "test", seed:
     frames = []
     for name, taken in steps.items():
         vectors = queries.embeddings if name == "halting" else stopped(queries, taken)
-        frame = score(vectors.numpy(), documents, task, per_query=True)[["query_id", "ndcg@10"]]
-        frame = frame.assign(reading=name, depth=depth.numpy(), steps=taken.numpy())
-        frames.append(frame)
+        frame = score(vectors.numpy(), documents, task, per_query=True)
+        frames.append(frame.assign(reading=name, depth=depth.numpy(), steps=taken.numpy()))
     return pd.concat(frames, ignore_index=True)[["reading", "query_id", "depth", "steps", "ndcg@10"]]
 
 
 def table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """:func:`readings` of the finished ones, beside the quality of models trained at a fixed K; a row per reading,
-    seed and depth, and one over all depths (``depth`` 0)."""
-    import pandas as pd
-
+    """A row per reading, seed and depth (0: all) of the finished cells; those of ``latent`` are at their own K."""
     frames = []
     for cell in cells:
         if not cell.done:
@@ -82,12 +64,12 @@ def table(cells: Sequence[Cell]) -> pd.DataFrame:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Read the finished trainings of the mixed-depth world in every way and write the table."""
+    """Read the finished trainings of the mixed-depth world in every way."""
     parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.adaptive", description=main.__doc__)
     parser.add_argument("file", help="CSV to write")
     options = parser.parse_args(arguments)
-    latent = [cell for cell in GROUPS[f"{GROUP}-others"].cells() if cell.method == "latent"]
-    found = table([*GROUPS[GROUP].cells(), *latent])
+    latent = [cell for cell in GROUPS["mixed-others"].cells() if cell.method == "latent"]
+    found = table([*GROUPS["mixed"].cells(), *latent])
     write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
     print(found.groupby(["reading", "depth"], sort=False)[["steps", "ndcg@10"]].mean().unstack("depth").round(3))
     return 0

@@ -1,8 +1,7 @@
-"""The field's benchmarks: any retriever in MTEB, and the paper's three beside the paper's own numbers.
+"""The paper's three benchmarks, run by MTEB, beside the paper's own numbers.
 
-MTEB (the `mteb` package) loads the data, ranks and scores; this file only says which of its tasks, columns and prompts
-are the paper's. A :class:`LatentRetriever` is a SentenceTransformer, so ``mteb.evaluate(model, tasks)`` takes it as it
-is; :func:`mteb_model` adds what that call cannot know: K and the weights in the results, and a prompt per task.
+MTEB loads the data, ranks and scores. ``mteb.evaluate(model, tasks)`` takes a :class:`LatentRetriever` as it is;
+:func:`mteb_model` adds K and the weights to the results, and a prompt per task.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from laser_lab.base.files import missing_extra
 from laser_lab.base.fingerprint import fingerprint
 from laser_lab.base.inputs import check_steps
@@ -23,7 +24,6 @@ from laser_lab.encoder import LatentRetriever
 from laser_lab.lab.published import beside
 
 if TYPE_CHECKING:
-    import pandas as pd
     from mteb.abstasks.retrieval import AbsTaskRetrieval
     from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
 
@@ -42,29 +42,16 @@ class Benchmark:
     """what queries are told; None: what MTEB's task says, or MTEB's general sentence where it says nothing"""
 
 
-_SUBSETS = {  # published name to the name in the library's separate tasks
-    "biology": "Biology",
-    "earth_science": "EarthScience",
-    "economics": "Economics",
-    "psychology": "Psychology",
-    "robotics": "Robotics",
-    "stackoverflow": "Stackoverflow",
-    "sustainable_living": "SustainableLiving",
-    "leetcode": "Leetcode",
-    "pony": "Pony",
-    "aops": "Aops",
-    "theoremqa_questions": "TheoremQAQuestions",
-    "theoremqa_theorems": "TheoremQATheorems",
-}
+_SUBSETS = """biology earth_science economics psychology robotics stackoverflow sustainable_living
+    leetcode pony aops theoremqa_questions theoremqa_theorems""".split()
 
 
 def _bright(separate: bool) -> Benchmark:
-    columns = {
-        f"ndcg_at_10 {subset}": (f"Bright{name}Retrieval", "default", "ndcg_at_10")
-        if separate
-        else ("BrightRetrieval", subset, "ndcg_at_10")
-        for subset, name in _SUBSETS.items()
-    }
+    columns = {}
+    for subset in _SUBSETS:
+        name = subset.title().replace("_", "").replace("Theoremqa", "TheoremQA")
+        task = (f"Bright{name}Retrieval", "default") if separate else ("BrightRetrieval", subset)
+        columns[f"ndcg_at_10 {subset}"] = (*task, "ndcg_at_10")
     # The released evaluation lists a sentence per subset but sets this one for all twelve.
     sentence = "Given a post, retrieve relevant passages that help answer the post."
     return Benchmark("table3_bright", columns, {"average": tuple(columns)}, sentence)
@@ -95,14 +82,13 @@ BENCHMARKS: dict[str, Benchmark] = {
         },
     ),
 }
-"""Name to benchmark. All of their tasks are in mteb 2.26.
+"""Name to benchmark (tasks of mteb 2.26).
 
-``bright`` is the task the paper ran; the library now prefers ``bright-v1.1``, which also drops the documents that
-BRIGHT excludes per query (it matters most for the coding and mathematics subsets). FollowIR's quality columns are those
-of the original instructions. The paper does not say which relevant documents BrowseComp-Plus counts: ``gold_only`` is
-where Qwen3-Embedding-0.6B's public leaderboard row (8.5, 30.5, 66.2) comes nearest to the paper's (8.0, 29.1, 64.8).
-The released evaluation also wraps texts in the chat template, as its training did (``ll.load(..., template="chat")``),
-and reads a file of further prompts that was not released; the model card does neither.
+The paper ran ``bright``; ``bright-v1.1`` also drops the documents that BRIGHT excludes per query. FollowIR's quality is
+that of the original instructions. The paper does not say which documents BrowseComp-Plus counts: with ``gold_only``
+Qwen3-Embedding-0.6B's public leaderboard row (8.5, 30.5, 66.2) is nearest to the paper's (8.0, 29.1, 64.8). The
+released evaluation wraps texts in the chat template (``ll.load(..., template="chat")``) and reads prompts that were not
+released; the model card does neither.
 """
 
 
@@ -117,29 +103,23 @@ def run(
     corpus: str | os.PathLike[str] | None = None,
     show_progress_bar: bool = True,
 ) -> pd.DataFrame:
-    """One call for a whole benchmark of the paper: ``run(model, "bright")``, ``"followir"``, ``"browsecomp-plus"``.
-
-    The data comes from the hub. The paper evaluates at 8192 tokens: ``ll.load(..., max_length=8192)``.
+    """Run one of :data:`BENCHMARKS`; the data comes from the hub. The paper evaluates at ``max_length=8192``.
 
     Args:
         thinking_steps: K for queries and documents; default: the model's own.
-        folder: Where MTEB keeps results; a second call with the same weights, prompts and K goes on where the first
-            stopped. Default: nothing is kept.
-        tasks: Your own data in the place of the hub's tasks of the same names, as tasks of MTEB.
-        corpus: A folder that keeps the documents' vectors, a folder in it for each task. They are encoded once, at the
-            model's own K, and `thinking_steps` is then the queries' alone: eight values of K cost one corpus.
+        folder: Where MTEB keeps results, for a second call to go on; default: nothing is kept.
+        tasks: MTEB tasks with your own data, in the place of the hub's of the same names.
+        corpus: Folder for the documents' vectors, encoded once at the model's own K; `thinking_steps` is then the
+            queries' alone.
 
     Returns:
-        A row per published column, in its order: ``benchmark, column, value`` (times 100, as the paper prints),
-        ``task, subset, measure`` (``mean`` where it is one), ``thinking_steps, max_length, template`` (``chat`` as in
-        the released evaluation, ``none`` as on the model card), ``instruction, seconds``.
+        A row per published column: ``benchmark, column, value`` (times 100), ``task, subset, measure``,
+        ``thinking_steps, max_length, template`` (``chat`` or ``none``), ``instruction, seconds``.
 
     Raises:
         KeyError: No such benchmark.
-        ModuleNotFoundError: `mteb` is not installed; the message names the extra.
+        ModuleNotFoundError: `mteb` is not installed.
     """
-    import pandas as pd
-
     mteb = _mteb()
     if benchmark not in BENCHMARKS:
         raise KeyError(f"no benchmark {benchmark!r}; there are {', '.join(BENCHMARKS)}")
@@ -186,19 +166,16 @@ def run(
 
 
 def report(measured: Mapping[str, pd.DataFrame], rows: Mapping[str, str]) -> pd.DataFrame:
-    """Measured results with the published row at their side, under ``measured`` and ``published``, never mixed; and
-    the template of each model, as the published numbers are of the released evaluation, which wraps texts in one.
+    """Measured results and template beside the published row, under ``measured`` and ``published``.
 
     Args:
-        measured: Your name of a model to what :func:`run` returned for it; all of one benchmark.
-        rows: Your name to the published row beside it, e.g. ``{"mine": "LaSER (Qwen3-0.6B)"}``.
+        measured: Name of a model to what :func:`run` returned for it; all of one benchmark.
+        rows: Name to published row, e.g. ``{"mine": "LaSER (Qwen3-0.6B)"}``.
 
     Raises:
         KeyError: `rows` names a row that neither side has.
         ValueError: The frames are of several benchmarks.
     """
-    import pandas as pd
-
     names = {name for frame in measured.values() for name in frame["benchmark"]}
     if len(names) != 1:
         raise ValueError(f"a report is of one benchmark, got {', '.join(sorted(names)) or 'none'}")
@@ -217,19 +194,17 @@ def report(measured: Mapping[str, pd.DataFrame], rows: Mapping[str, str]) -> pd.
 def mteb_model(
     model: LatentRetriever, *, instructions: Mapping[str, str] | None = None, thinking_steps: int | None = None
 ) -> SentenceTransformerEncoderWrapper:
-    """The model for ``mteb.evaluate``, with a prompt per task and with K, the token limit and the weights on record.
+    """The model for ``mteb.evaluate``, with a prompt per task, and K, token limit and weights in the results.
 
-    Without it MTEB's cache could not tell two retrievers apart: one loaded from the same folder before and after
-    training has the same name.
+    Without it MTEB's cache cannot tell a retriever before and after training apart.
 
     Args:
-        instructions: Task name to what its queries are told (:func:`laser_lab.query_prompt`); other tasks, and all
-            documents, have the model's own prompts, and a prompt ``"TASK-query"`` of the model's own wins. Queries of a
-            task with a ``prompt`` column have their own, where it is not empty.
+        instructions: Task name to what its queries are told; the model's own prompt ``"TASK-query"`` wins, and so does
+            a task's ``prompt`` column. Other tasks, and all documents, have the model's own prompts.
         thinking_steps: K for queries and documents; default: the model's own.
 
     Raises:
-        ModuleNotFoundError: `mteb` is not installed; the message names the extra.
+        ModuleNotFoundError: `mteb` is not installed.
         ValueError: ``thinking_steps`` is not a positive integer.
     """
     _mteb()
@@ -245,7 +220,7 @@ def mteb_model(
 
     wrapped = ThinkingEncoder(model)
     prompts = {f"{task}-query": query_prompt(sentence) for task, sentence in (instructions or {}).items()}
-    # set here and not handed in: the constructor would overwrite the model's own prompts with them
+    # not handed in: the constructor would overwrite the model's own prompts
     wrapped.model_prompts = prompts | {key: text for key, text in model.prompts.items() if text is not None}
     wrapped.mteb_model_meta = wrapped.mteb_model_meta.model_copy(
         update={
@@ -301,7 +276,7 @@ def stored_corpus(wrapped: SentenceTransformerEncoderWrapper, folder: str | os.P
 
 
 def library_instruction(task: AbsTaskRetrieval) -> str:
-    """What MTEB says to the queries of a task, its general sentence where the task itself says nothing."""
+    """What MTEB tells the queries of a task, by default its general sentence."""
     prompt = task.metadata.prompt
     return (prompt.get("query") if isinstance(prompt, dict) else prompt) or task.abstask_prompt
 
@@ -319,8 +294,7 @@ def _hub_subsets(subsets: list[str]) -> list[str] | None:
 
 
 def _fingerprint(model: LatentRetriever, prompts: Mapping[str, str]) -> str:
-    """Of what decides the embeddings, K, template and token limit aside: weights, pooling, special tokens, prompts, a
-    rewriter's settings."""
+    """A hash of weights, pooling, special tokens, prompts and a rewriter's settings."""
     encoder, generator = model.encoder, getattr(model, "generator", None)
     settings = [type(model).__name__, encoder.pooling, encoder.add_special_tokens, prompts]
     settings.append(getattr(model, "options", None))

@@ -1,6 +1,6 @@
-"""Which source a result depends on: the import graph of the package, and a hash over what a module can reach.
+"""The import graph of the package, and a hash of the source that a module can reach.
 
-Imports inside functions count, those for type checking alone do not.
+Imports inside functions count, those for type checking do not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
-    """Every module of a package by its full name; a folder's ``__init__`` has the folder's name."""
+    """{full name: file} of every module; a folder's ``__init__`` has the folder's name."""
     found = {}
     for file in sorted(package.rglob("*.py")):
         parts = file.relative_to(package.parent).with_suffix("").parts
@@ -24,8 +24,7 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
 
 
 def imports(name: str, package: Path = PACKAGE) -> set[str]:
-    """The modules of the package that module `name` imports anywhere. That Python also runs the ``__init__`` of the
-    folders above them is left out: a package's front door names everything."""
+    """The modules of the package that module `name` imports, without the ``__init__`` of the folders above them."""
     source = modules(package)[name].read_text(encoding="utf-8")
     return imported(source, package) - {name}
 
@@ -56,7 +55,7 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def reachable(*names: str, package: Path = PACKAGE) -> list[str]:
-    """The modules `names` and all that they import, directly or not, sorted."""
+    """`names` and all modules that they import, directly or not, sorted."""
     found, waiting = set(), list(names)
     while waiting:
         if (name := waiting.pop()) not in found:
@@ -67,7 +66,7 @@ def reachable(*names: str, package: Path = PACKAGE) -> list[str]:
 
 @cache
 def code_version(*names: str, package: Path = PACKAGE) -> str:
-    """A hash of the source of :func:`reachable` modules; comments, docstrings and layout do not count."""
+    """A hash of the :func:`reachable` source, without comments, docstrings and layout."""
     digest = hashlib.sha256()
     for name in reachable(*names, package=package):
         tree = ast.parse(modules(package)[name].read_text(encoding="utf-8"))

@@ -1,18 +1,13 @@
-"""The papers' own numbers, to be read beside measured ones and never mixed with them.
-
-``published.json`` holds the tables and figures of the LaSER paper. Published and measured numbers come from other
-data, models and machines, so they never share a column.
-"""
+"""The LaSER paper's own numbers (``published.json``), shown beside measured ones and never in one column with them."""
 
 from __future__ import annotations
 
 import json
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 FILE = Path(__file__).with_name("published.json")
 
@@ -25,13 +20,11 @@ def everything() -> dict[str, Any]:
 
 
 def published(name: str) -> pd.DataFrame:
-    """One published table or figure, e.g. ``"table5_ablation"``, as a tidy frame; nested values become columns.
+    """One table or figure, e.g. ``"table5_ablation"``, as a tidy frame; nested values become columns.
 
     Raises:
-        KeyError: No such table; the message lists those there are.
+        KeyError: No such table.
     """
-    import pandas as pd
-
     tables = {key: value for key, value in everything().items() if key.startswith(("table", "figure"))}
     if name not in tables:
         raise KeyError(f"no published {name!r}; there are {', '.join(tables)}")
@@ -54,26 +47,19 @@ def is_approximate(name: str) -> bool:
 
 
 def beside(measured: pd.DataFrame, name: str, on: dict[str, str], template: str | None = None) -> pd.DataFrame:
-    """`measured` with the published table at its side, each column under ``measured`` or ``published``.
+    """`measured` with the published table at its side; two column levels, ``measured`` and ``published``.
 
-    A column ``template`` says what stood around the measured texts (``ll.load(..., template=...)``; ``none`` for bare
-    ones): the published numbers are of texts in the chat template.
+    The column ``template`` tells what stood around the measured texts; published numbers have the chat template.
 
     Args:
-        measured: One row per method or setting; it may have the column already.
-        name: As for :func:`published`.
-        on: Which published row stands beside which measured one: value of the first column of `measured` to value of
-            the published table's first column of distinct texts. Rows without a partner stay, with gaps.
-        template: Of the measured models, where `measured` does not say it.
-
-    Returns:
-        A frame with two column levels, so that no published number shares a column with a measured one.
+        measured: One row per method or setting, with or without that column.
+        on: Value of the first column of `measured` to value of the published table's first column of distinct texts.
+            Rows without a partner stay, with gaps.
+        template: Of the measured models (``none``: bare texts), where `measured` does not say it.
 
     Raises:
-        KeyError: No such table, or `on` names a row that neither side has.
+        KeyError: No such table, or `on` names a row that is not there.
     """
-    import pandas as pd
-
     theirs = published(name)
     texts = [column for column in theirs if theirs[column].map(lambda value: isinstance(value, str)).all()]
     key = next(column for column in texts if theirs[column].is_unique)
