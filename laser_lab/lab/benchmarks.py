@@ -107,11 +107,10 @@ def run(
 
     Args:
         thinking_steps: K for queries and documents; default: the model's own.
-        folder: Where MTEB keeps results; a second call with the same weights, prompts and K goes on where the first
-            stopped. Default: nothing is kept.
-        tasks: Your own data in the place of the hub's tasks of the same names, as tasks of MTEB.
-        corpus: A folder that keeps the documents' vectors, a folder in it for each task. They are encoded once, at the
-            model's own K, and `thinking_steps` is then the queries' alone: eight values of K cost one corpus.
+        folder: Where MTEB keeps results, for a second call to go on; default: nothing is kept.
+        tasks: MTEB tasks with your own data, in the place of the hub's of the same names.
+        corpus: Folder for the documents' vectors, encoded once at the model's own K; `thinking_steps` is then the
+            queries' alone.
 
     Returns:
         A row per published column: ``benchmark, column, value`` (times 100), ``task, subset, measure``,
@@ -295,8 +294,7 @@ def _hub_subsets(subsets: list[str]) -> list[str] | None:
 
 
 def _fingerprint(model: LatentRetriever, prompts: Mapping[str, str]) -> str:
-    """Of what decides the embeddings, K, template and token limit aside: weights, pooling, special tokens, prompts, a
-    rewriter's settings."""
+    """A hash of weights, pooling, special tokens, prompts and a rewriter's settings."""
     encoder, generator = model.encoder, getattr(model, "generator", None)
     settings = [type(model).__name__, encoder.pooling, encoder.add_special_tokens, prompts]
     settings.append(getattr(model, "options", None))

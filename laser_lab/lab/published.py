@@ -47,20 +47,15 @@ def is_approximate(name: str) -> bool:
 
 
 def beside(measured: pd.DataFrame, name: str, on: dict[str, str], template: str | None = None) -> pd.DataFrame:
-    """`measured` with the published table at its side, each column under ``measured`` or ``published``.
+    """`measured` with the published table at its side; two column levels, ``measured`` and ``published``.
 
-    A column ``template`` says what stood around the measured texts (``ll.load(..., template=...)``; ``none`` for bare
-    ones): the published numbers are of texts in the chat template.
+    The column ``template`` tells what stood around the measured texts; published numbers have the chat template.
 
     Args:
-        measured: One row per method or setting; it may have the column already.
-        name: As for :func:`published`.
-        on: Which published row stands beside which measured one: value of the first column of `measured` to value of
-            the published table's first column of distinct texts. Rows without a partner stay, with gaps.
-        template: Of the measured models, where `measured` does not say it.
-
-    Returns:
-        A frame with two column levels, so that no published number shares a column with a measured one.
+        measured: One row per method or setting, with or without that column.
+        on: Value of the first column of `measured` to value of the published table's first column of distinct texts.
+            Rows without a partner stay, with gaps.
+        template: Of the measured models (``none``: bare texts), where `measured` does not say it.
 
     Raises:
         KeyError: No such table, or `on` names a row that is not there.
