@@ -23,9 +23,12 @@ function codeFor({ base, second, k, docs, pins }) {
   return `${imports}ll.explore(model, corpus).show(${given.join(", ")})`;
 }
 
+const NEEDS_QUOTES = new RegExp('[",\\n\\r]');
+
 /** The documents that are shown, for every K, in both columns. */
 function csvFor({ base, second }) {
-  const quote = (value) => (/[",\n\r]/.test(value) ? `"${String(value).replace(/"/g, '""')}"` : String(value));
+  const text = (value) => String(value);
+  const quote = (value) => (NEEDS_QUOTES.test(value) ? '"' + text(value).replaceAll('"', '""') + '"' : text(value));
   const rows = [["column", "query", "thinking_steps", "rank", "doc_id", "document", "score", "relevant"]];
   for (const answer of [base, second].filter(Boolean))
     for (const d of answer.documents)
