@@ -191,7 +191,6 @@ def _settings(model: SentenceTransformer, source: Source, how: Settings) -> dict
         "prompt": how.prompt,
         "template": getattr(encoder, "template", None),
         "add_special_tokens": getattr(encoder, "add_special_tokens", None),
-        "add_special_tokens": getattr(encoder, "add_special_tokens", True),
         "pooling": getattr(encoder, "pooling", None),
         "max_length": model.max_seq_length,
         "similarity": model.similarity_fn_name,

@@ -55,8 +55,7 @@ class Corpus(VectorIndex):
             FileNotFoundError, OSError: as :func:`laser_lab.load`.
         """
         if self._model is None:
-            found = {key: self.index[key] for key in ("adapter", "prompts", "template", "add_special_tokens")}
-            self._model = self._same(load(self.index["model"], **found))
+            self._model = self._same(load(self.index["model"], **self.index["load"]))
         return self._model
 
     def _same(self, model: SentenceTransformer) -> SentenceTransformer:
