@@ -85,48 +85,48 @@ def test_bad_searches(corpus, tmp_path, monkeypatch):
 
 @pytest.fixture
 def clustered(tmp_path):
-    """4,000 vectors of 16 numbers around 40 centres, in shards of 500, and 50 more of the same kind as queries."""
+    """2,000 vectors of 8 numbers around 40 centres, in shards of 250, and 50 more of the same kind as queries."""
     random = np.random.default_rng(0)
-    centres = random.normal(size=(40, 16))
-    made = centres[random.integers(40, size=4050)] + 0.5 * random.normal(size=(4050, 16))
+    centres = random.normal(size=(40, 8))
+    made = centres[random.integers(40, size=2050)] + 0.5 * random.normal(size=(2050, 8))
     made = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
     folder = VectorFolder(tmp_path / "vectors")
-    folder.begin({"dimension": 16, "similarity": "cosine"}, {})
+    folder.begin({"dimension": 8, "similarity": "cosine"}, {})
     for number in range(8):
-        ids = [f"d{i}" for i in range(500 * number, 500 * number + 500)]
-        vectors = made[500 * number : 500 * number + 500].astype(np.float16)
-        folder.write_shard(number, Shard(ids, vectors, np.ones(500, np.int16), 0).to_bytes())
+        ids = [f"d{i}" for i in range(250 * number, 250 * number + 250)]
+        vectors = made[250 * number : 250 * number + 250].astype(np.float16)
+        folder.write_shard(number, Shard(ids, vectors, np.ones(250, np.int16), 0).to_bytes())
     folder.finish(folder.totals(8))
-    return folder, made[4000:]
+    return folder, made[2000:]
 
 
 def test_ivfpq_is_built_by_block_and_near_to_exact(clustered, monkeypatch, capfd):
     folder, queries = clustered
-    monkeypatch.setattr(ivfpq, "BLOCK", 1200)
+    monkeypatch.setattr(ivfpq, "BLOCK", 600)
     exact = VectorIndex(folder.path)
     near = VectorIndex(folder.path, exact_up_to=100)
     assert exact.is_exact and not near.is_exact
     found, wanted = near.search(queries, top=50), exact.search(queries, top=50)
     printed = capfd.readouterr().out
-    assert "IVF-PQ of 4000 vectors: 64 lists, 16 bytes a vector" in printed and "recall@100" in printed
+    assert "IVF-PQ of 2000 vectors: 32 lists, 8 bytes a vector" in printed and "recall@100" in printed
     shared = found.merge(wanted, on=["query_id", "doc_id"])
     assert len(shared) / len(wanted) >= 0.95
-    np.testing.assert_allclose(shared["score_x"], shared["score_y"], atol=0.03)
+    assert (shared["score_x"] - shared["score_y"]).abs().mean() < 0.01  # scores of short codes are approximate
     again = VectorIndex(folder.path, exact_up_to=100).search(queries, top=50)
     printed = capfd.readouterr().out
     assert again.equals(found) and not printed  # built once
     moved = folder.path.rename(folder.path.with_name("moved"))
     assert VectorIndex(moved, exact_up_to=100).search(queries, top=50).equals(found)
     moved.rename(folder.path)
-    assert sorted(file.name for file in (folder.path / "ivfpq-16").iterdir()) == [
+    assert sorted(file.name for file in (folder.path / "ivfpq-8").iterdir()) == [
         "ids.arrow", "lists.index", "lists.ivfdata", "note.json",
     ]  # fmt: skip
-    assert not (folder.path / "ivfpq-16-parts").exists()
+    assert not (folder.path / "ivfpq-8-parts").exists()
 
 
 def test_a_killed_build_goes_on_with_the_blocks_that_are_there(clustered, monkeypatch):
     folder, queries = clustered
-    monkeypatch.setattr(ivfpq, "BLOCK", 1200)
+    monkeypatch.setattr(ivfpq, "BLOCK", 600)
     real, made = faiss.write_index, []
 
     def stop_at_the_third(index, name):
@@ -138,7 +138,7 @@ def test_a_killed_build_goes_on_with_the_blocks_that_are_there(clustered, monkey
     monkeypatch.setattr(faiss, "write_index", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         VectorIndex(folder.path, exact_up_to=100).search(queries)
-    assert sorted(p.name for p in (folder.path / "ivfpq-16-parts").iterdir()) == ["00000.index", "trained.index"]
+    assert sorted(p.name for p in (folder.path / "ivfpq-8-parts").iterdir()) == ["00000.index", "trained.index"]
     assert len(VectorIndex(folder.path, exact_up_to=100).search(queries)) == 50 * 100
     assert len(made) == 3 + 3  # two blocks and the lists
 
