@@ -137,16 +137,16 @@ def python_functions(text: str) -> Iterator[tuple[str, int]]:
             yield node.name, node.end_lineno - node.lineno + 1
 
 
-JS_TEXT = re.compile(r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`""", re.S)
-JS_REGEX = re.compile(r"(?<=[(,=:\[!&|?])(\s*)/(?![/*])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n])+/")
+JS_REGEX = r"(?<=[(,=:\[!&|?])\s*/(?![/*])(?:\\.|\[(?:\\.|[^\]\\\n])*\]|[^/\\\n])+/[a-z]*"
+JS_STRING = r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`"""
+JS_TEXT = re.compile(f"{JS_REGEX}|{JS_STRING}", re.S)  # whichever begins first holds the other
 JS_FUNCTION = re.compile(r"=>\s*$|\)\s*$")
 JS_BLOCK = re.compile(r"\b(?:if|for|while|switch|catch|with)\s*$")
 
 
 def js_functions(text: str) -> Iterator[tuple[str, int]]:
     """The head of each function, method or arrow with a body in braces, and its number of lines."""
-    for pattern in (JS_TEXT, JS_REGEX):  # leaves the line breaks
-        text = pattern.sub(lambda found: "_" + "\n" * found[0].count("\n"), text)
+    text = JS_TEXT.sub(lambda found: "_" + "\n" * found[0].count("\n"), text)  # leaves the line breaks
     opened: list[tuple[int, bool]] = []
     for at, character in enumerate(text):
         if character == "{":
@@ -154,6 +154,7 @@ def js_functions(text: str) -> Iterator[tuple[str, int]]:
             is_function = bool(JS_FUNCTION.search(before)) and not JS_BLOCK.search(before[: _open_parenthesis(before)])
             opened.append((at, is_function))
         elif character == "}":
+            assert opened, f"line {text.count(chr(10), 0, at) + 1}: a brace closes that was not opened"
             start, is_function = opened.pop()
             if is_function:
                 yield text[:start].splitlines()[-1].strip(), text.count("\n", start, at) + 1
@@ -208,6 +209,7 @@ def test_the_package_is_thin():
         ("const o = {\n  m(a, b = {}) {\n  },\n};", [("m(a, b = {})", 2)]),
         ("for (const x of f(y)) {\n}\nwhile (g(1)) {\n}", []),
         ("f(`a\n${b} {`, '{', /[{/]{/g, \"}\"); // {\n", []),
+        ("f(/[\"'`{]/g, (x) => {\n});", [("f(_, (x) =>", 2)]),
         ("x.on('e', async function () {\n});", [("x.on(_, async function ()", 2)]),
     ],
 )
