@@ -7,6 +7,13 @@ from typing import Any
 
 from laser_lab.base.inputs import check_steps
 
+CHOICES = {
+    "sampling": ("pairs", "first"),
+    "pooling": ("all", "generated"),
+    "downsampling": ("released", "paper"),
+    "explicit_format": ("segments", "released"),
+}
+
 
 def _weight(default: float = 0.0) -> Any:
     """A setting that weighs a term of the loss."""
@@ -43,8 +50,9 @@ class Method:
         weights = {name: getattr(self, name) for name in self._of_kind("weight")}
         if not all(0 <= value < float("inf") for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"weights must not be negative, and one must be positive: {weights}")
-        if self.sampling not in ("pairs", "first"):
-            raise ValueError(f"sampling must be 'pairs' or 'first', got {self.sampling!r}")
+        for name, (first, second) in CHOICES.items():
+            if getattr(self, name, first) not in (first, second):
+                raise ValueError(f"{name} must be {first!r} or {second!r}, got {getattr(self, name)!r}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must be from 0 to below 1, got {self.lora_dropout!r}")
         for name in (f.name for f in fields(self) if f.name.endswith("temperature")):
@@ -126,23 +134,17 @@ class LatentMethod(Method):
     distil_warmup: float = _share()
     """Share of the steps over which they then rise linearly from 0."""
     distil_documents: bool = False
-    """Whether λ2 and λ3 also move the documents, as released. On HopWorld λ2=10 diverges so, and without a schedule:
+    """Whether λ2 and λ3 also move the documents, as released. On HopWorld λ2=10 then diverges, as without a schedule:
     documents are drawn to a teacher that has not learned yet (docs/method.md, section 3)."""
     teacher_first: float = _share()
     """Share of the steps that train the explicit view alone; its frozen copy is then the teacher."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pooling not in ("all", "generated"):
-            raise ValueError(f"pooling must be 'all' or 'generated', got {self.pooling!r}")
         if self.halting and self.pooling != "all":
             raise ValueError(f"halting weighs all states: it cannot be used with pooling={self.pooling!r}")
         if self.halting and (self.stepwise or self.monotonicity):
             raise ValueError("GIRCSE's terms pool all states evenly: they cannot be used with halting")
-        if self.downsampling not in ("released", "paper"):
-            raise ValueError(f"downsampling must be 'released' or 'paper', got {self.downsampling!r}")
-        if self.explicit_format not in ("segments", "released"):
-            raise ValueError(f"explicit_format must be 'segments' or 'released', got {self.explicit_format!r}")
         if self.distil_start + self.distil_warmup > 1:
             raise ValueError("distil_start and distil_warmup are shares of one training: together at most 1")
 

@@ -13,7 +13,6 @@ import laser_lab as ll
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig
 from laser_lab.data.hopworld_lm import (
     answered_in_words,
-    chain_of_thought_accuracy,
     pretrain,
     pretrained,
     pretraining_texts,
@@ -256,8 +255,8 @@ def test_pretrained_folder_is_cached_and_loads(tmp_path, monkeypatch):
     # no instruction is put before the query: this world has no words for it
     assert torch.allclose(*(torch.tensor(f([query])) for f in (model.encode_query, model.encode)))
     backbone = model[0].backbone
-    again = chain_of_thought_accuracy(backbone.causal_lm, backbone.tokenizer, world)
-    assert again == report["chain_of_thought_accuracy"]
+    right = answered_in_words(backbone.causal_lm, backbone.tokenizer, world)
+    assert sum(right) / len(right) == report["chain_of_thought_accuracy"]
 
 
 def test_pretraining_learns_the_chains_it_sees(tmp_path):
@@ -266,7 +265,8 @@ def test_pretraining_learns_the_chains_it_sees(tmp_path):
     )
     pretrain(config, tmp_path)
     backbone = load_backbone(tmp_path, device="cpu")
-    assert chain_of_thought_accuracy(backbone.causal_lm, backbone.tokenizer, HopWorld(config), "train") >= 0.8
+    right = answered_in_words(backbone.causal_lm, backbone.tokenizer, HopWorld(config), "train")
+    assert sum(right) / len(right) >= 0.8
 
 
 def test_pretraining_repeats_itself(tmp_path):
@@ -312,7 +312,6 @@ def test_an_answer_in_words_is_right_and_stops(verbosity):
     wrong = next(entity for entity in world.entities if entity not in first.bridges)
     liar.texts[first.query] = liar.texts[first.query].replace(first.answer, wrong)
     assert answered_in_words(liar, tokenizer, world) == [False, True, True, True]
-    assert chain_of_thought_accuracy(liar, tokenizer, world) == 0.75
 
 
 def test_a_model_that_cannot_compose_is_reported(tmp_path, caplog):

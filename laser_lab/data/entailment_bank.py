@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from laser_lab.base.files import write_text
+
 WORLDTREE = "supporting_data/worldtree_corpus_sentences_extended.json"
 
 
@@ -51,12 +53,9 @@ def convert(release: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
             question = {"id": row["id"], "query": row["question"], "answer": row["answer"], "reasoning": steps}
             files[file.stem].append(question | {"positive_ids": positive, "negative_ids": list(negative)})
     files["corpus"] = [{"id": name, "text": text} for text, name in ids.items()]
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for name, rows in files.items():
-        partial = folder / f".{name}.part"
-        partial.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        os.replace(partial, folder / f"{name}.jsonl")
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(Path(folder) / f"{name}.jsonl", lines)
     return {name: len(rows) for name, rows in files.items()}
 
 

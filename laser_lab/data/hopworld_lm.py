@@ -129,14 +129,6 @@ def _table(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return encoded["input_ids"].masked_fill(encoded["attention_mask"] == 0, tokenizer.eos_token_id)
 
 
-def chain_of_thought_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: HopWorld, split: str = "test"
-) -> float:
-    """The share of a split's queries that :func:`answered_in_words` counts as answered."""
-    right = answered_in_words(model, tokenizer, world, split)
-    return sum(right) / len(right)
-
-
 @torch.inference_mode()
 def answered_in_words(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, world: HopWorld, split: str = "test"

@@ -31,10 +31,15 @@ class Words:
         encoded = self.tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]
         return [[i for i in ids if self.name(i)] for ids in encoded]
 
+    def ids_anywhere(self, texts: Sequence[str]) -> set[int]:
+        """The different word tokens of texts, read both at a beginning and after a space."""
+        forms = [form for text in texts for form in (text, f" {text}")]
+        encoded = self.tokenizer(forms, add_special_tokens=False)["input_ids"] if forms else []
+        return {i for ids in encoded for i in ids if self.name(i)}
+
     def names(self, text: str) -> set[str]:
-        """The different words of a text, read both at a beginning and after a space."""
-        encoded = self.tokenizer([text, f" {text}"], add_special_tokens=False)["input_ids"]
-        return {self.name(i) for ids in encoded for i in ids} - {""}
+        """What :meth:`ids_anywhere` of a text say."""
+        return {self.name(i) for i in self.ids_anywhere([text])}
 
 
 def inverse_document_frequency(documents: Iterable[Iterable[int]]) -> tuple[dict[int, float], float]:

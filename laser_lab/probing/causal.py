@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from laser_lab.base.inputs import check_steps
 from laser_lab.base.stats import interval
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import think
@@ -114,7 +113,7 @@ def think_and_keep(
 ) -> tuple[Thoughts, Tensor]:
     """:func:`laser_lab.think`, and the (B, S, D) soft tokens fed back after `edit`: S = K-1, or K with pooling
     ``"generated"``; zeros after the end of a thought."""
-    steps = steps_of(model, thinking_steps)
+    steps = model[0].steps_of(thinking_steps)
     kept = torch.zeros(len(texts), fed_back_count(model, steps), model.get_embedding_dimension())
 
     def keep(k: int, soft_token: Tensor, rows: list[int]) -> Tensor:
@@ -137,11 +136,6 @@ def soft_tokens(
     """(B, S, D): the soft tokens fed back (:func:`think_and_keep`); thoughts do not end early here."""
     options = dict(prompt_name=prompt_name, batch_size=batch_size, threshold=0.0)
     return think_and_keep(model, texts, thinking_steps, **options)[1]
-
-
-def steps_of(model: SentenceTransformer, thinking_steps: int | None) -> int:
-    """K: `thinking_steps`, or the model's own."""
-    return model[0].thinking_steps if thinking_steps is None else check_steps(thinking_steps)
 
 
 def fed_back_count(model: SentenceTransformer, thinking_steps: int) -> int:
@@ -202,7 +196,7 @@ def interventions(
     """
     if len(texts) < 2:
         raise ValueError("interventions need at least two texts: another one's thought, and a mean")
-    steps, skipped = steps_of(model, thinking_steps), skipped_states(model)
+    steps, skipped = model[0].steps_of(thinking_steps), skipped_states(model)
     said = soft_tokens(model, texts, steps, prompt_name=prompt_name, batch_size=batch_size)
     found = []
     for k in range(1, steps + skipped + 1):
@@ -259,7 +253,7 @@ def rank_effects(
     """
     import pandas as pd
 
-    steps, skipped = steps_of(model, thinking_steps), skipped_states(model)
+    steps, skipped = model[0].steps_of(thinking_steps), skipped_states(model)
     queries = list(task.queries.values())
     options = dict(thinking_steps=steps, prompt_name="query", batch_size=batch_size)
     if changes is None:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from laser_lab.base.files import atomic_file
 from laser_lab.base.inputs import Input
-from laser_lab.probing.tracing import LayerThoughts, final_norm, think_layers
+from laser_lab.probing.tracing import final_norm, think_layers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,6 +99,8 @@ def fit_lens(
     Raises:
         ValueError: Fewer than two texts.
     """
+    import pandas as pd
+
     if len(texts) < 2:
         raise ValueError("a lens needs at least two texts: one is held out")
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -119,9 +121,11 @@ def fit_lens(
         losses.sum().backward(inputs=list(lens.parameters()))
         optimizer.step()
         schedule.step()
-    lens.divergences = _held_out(
-        backbone, norm, LayerThoughts(traced.thoughts[:held_out], traced.layers[:held_out]), lens
-    )
+    unseen = traced.layers[:held_out].flatten(0, 1).to(device)
+    with torch.no_grad():
+        columns = {"logit_lens": None, "tuned_lens": lens}
+        found = {name: _divergences(backbone, norm, unseen, by).tolist() for name, by in columns.items()}
+    lens.divergences = pd.DataFrame({"layer": range(len(lens.weight))} | found)
     return lens.cpu().requires_grad_(False)
 
 
@@ -136,13 +140,3 @@ def _divergences(backbone: Backbone, norm: nn.Module, stream: Tensor, lens: Tune
         read = backbone.logits(norm(moved[:, layer].to(table))).log_softmax(-1)
         found.append((target.exp() * (target - read)).sum(-1).mean())
     return torch.stack(found)
-
-
-@torch.no_grad()
-def _held_out(backbone: Backbone, norm: nn.Module, traced: LayerThoughts, lens: TunedLens) -> pd.DataFrame:
-    import pandas as pd
-
-    points = traced.layers.flatten(0, 1).to(backbone.embedding_table.device)
-    columns = {"logit_lens": None, "tuned_lens": lens}
-    found = {name: _divergences(backbone, norm, points, by).tolist() for name, by in columns.items()}
-    return pd.DataFrame({"layer": range(points.shape[1] - 1)} | found)

@@ -12,7 +12,7 @@ from torch import Tensor
 from laser_lab.base.stats import proportion
 from laser_lab.data.hopworld import Composition, HopWorld
 from laser_lab.encoder import think
-from laser_lab.probing.causal import blend, check_soft_token, fed_back_count, skipped_states, soft_tokens, steps_of
+from laser_lab.probing.causal import blend, check_soft_token, fed_back_count, skipped_states, soft_tokens
 from laser_lab.probing.vocabulary import token_embeddings
 from laser_lab.thinking import Thoughts, pool
 
@@ -33,7 +33,7 @@ def undisturbed_thoughts(
     batch_size: int = 128,
 ) -> tuple[Thoughts, Thoughts]:
     """Thoughts about the queries of `split` and all documents of `world`: what :func:`bridge_swaps` compares with."""
-    steps = steps_of(model, thinking_steps)
+    steps = model[0].steps_of(thinking_steps)
     queries = [c.query for c in world._split(split)]
     documents = list(world.documents.values())
     return (
@@ -77,7 +77,7 @@ def bridge_swaps(
     Raises:
         ValueError: `step` or `by` is out of range, or `undisturbed` is of other queries, documents or K.
     """
-    steps, hops = steps_of(model, thinking_steps), world.config.max_hops
+    steps, hops = model[0].steps_of(thinking_steps), world.config.max_hops
     last = min(hops - 1, fed_back_count(model, steps))
     if check_soft_token(step) > last:
         raise ValueError(f"step must be from 1 to {last} ({hops} hops, K={steps}), got {step}")

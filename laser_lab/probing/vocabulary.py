@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from laser_lab.backbone import Backbone
+from laser_lab.data.words import Words
 from laser_lab.encoder import think
 from laser_lab.probing.tracing import LayerThoughts, final_norm
 from laser_lab.thinking import Thoughts
@@ -206,8 +207,9 @@ def reasoning_mass(
     if len(thoughts) == 1:
         raise ValueError("one text has no other text's reasoning to compare with")
     backbone = model[0].backbone
-    asked = [_token_ids(backbone.tokenizer, text) for text in thoughts.texts]
-    given = [_token_ids(backbone.tokenizer, *([r] if isinstance(r, str) else r)) for r in reasonings]
+    tokens = Words(backbone.tokenizer)
+    asked = [tokens.ids_anywhere([text]) for text in thoughts.texts]
+    given = [tokens.ids_anywhere([r] if isinstance(r, str) else r) for r in reasonings]
     words = sorted(set().union(*given))
     in_reasoning = torch.tensor([[w in ids for ids in given] for w in words]).reshape(len(words), len(given)).float()
     not_in_text = torch.tensor([[w not in ids for ids in asked] for w in words]).reshape(len(words), len(asked)).float()
@@ -222,16 +224,6 @@ def reasoning_mass(
         for step, (mine, other) in enumerate(zip(own.mean(1).tolist(), theirs.mean(1).tolist()), 1):
             rows.append((index, text, step, mine, other, mine - other))
     return pd.DataFrame(rows, columns=["text", "query", "step", "own", "others", "difference"])
-
-
-def _token_ids(tokenizer, *texts: str) -> set[int]:
-    """The word tokens of texts, read both at a beginning and after a space."""
-    ids: set[int] = set()
-    for text in texts:
-        for form in (text, " " + text):
-            ids.update(tokenizer(form, add_special_tokens=False)["input_ids"])
-    ids -= set(tokenizer.all_special_ids)
-    return {i for i in ids if any(character.isalnum() for character in tokenizer.decode([i]))}
 
 
 # -- tokens and their names ----------------------------------------------------------------------------------------

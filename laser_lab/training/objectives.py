@@ -78,7 +78,8 @@ class DualViewLoss(nn.Module):
                 parts[0]["lexical_ids"] = queries["lexical_ids"]
             latent, encoded = (self.model(p, thinking_steps=k) for p, k in zip(parts, (steps, document_steps)))
         else:
-            both = {key: torch.cat([_widened(part[key], width) for part in parts]) for key in IDS}
+            left = [(width - length, 0) for _, length in sizes]
+            both = {key: torch.cat([nn.functional.pad(p[key], pad) for p, pad in zip(parts, left)]) for key in IDS}
             thought = self.model(both, thinking_steps=steps)
             split = [thought[key].split([count for count, _ in sizes]) for key in THOUGHT]
             latent, encoded = (dict(zip(THOUGHT, rows)) for rows in zip(*split))
@@ -157,11 +158,6 @@ def spread(encoded: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
 def ids_of(features: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the model reads of a text, without what only the loss reads."""
     return {key: features[key] for key in IDS}
-
-
-def _widened(rows: Tensor, width: int) -> Tensor:
-    """(B, T) to (B, width), zeros on the left."""
-    return nn.functional.pad(rows, (width - rows.shape[1], 0))
 
 
 def gather(rows: Tensor) -> Tensor:
