@@ -198,7 +198,7 @@ function paint(map) {
   const context = canvas.getContext("2d");
   context.setTransform(dense, 0, 0, dense, 0, 0);
   context.clearRect(0, 0, width, height);
-  const radius = plane.count > 20000 ? 1 : plane.count > 2000 ? 1.5 : 3;
+  const radius = (plane.count > 20000 ? 1 : plane.count > 2000 ? 1.5 : 3) * Math.min(2.5, Math.sqrt(map.zoom.scale));
   const { places } = plane;
   const first = 2 * (view.state.k - 1) * plane.count;
   const [[left, top], [right, bottom]] = [map.pixel([0, 1]), map.pixel([1, 0])];
