@@ -165,13 +165,14 @@ def check_files(folder: str | os.PathLike[str], suffixes: Sequence[str] = (".jso
             raise ValueError(text) from error
 
 
-def cached_build(folder: Path, build: Callable[[Path], None]) -> Path:
-    """`folder`, built once by ``build(temporary_folder)``; safe against crashes and a second process, which waits."""
-    if not folder.exists():
+def cached_build(folder: Path, build: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.exists) -> Path:
+    """`folder`, built once by ``build(temporary_folder)``; safe against crashes and a second process, which waits. One
+    that is there and not whole is built again, and replaced."""
+    if not is_whole(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(f"{folder}.lock", f"another process that makes {folder}"):
-            if not folder.exists():
-                with atomic_folder(folder) as temporary:
+            if not is_whole(folder):
+                with atomic_folder(folder, replaces=lambda name: True) as temporary:
                     build(temporary)
     return folder
 
