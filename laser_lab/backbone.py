@@ -213,6 +213,8 @@ class Backbone(nn.Module):
             mask = torch.ones_like(ids)
             expected = self.causal_lm(input_ids=ids, attention_mask=mask).logits[0, -1].float()
             found = self.logits(self.last_states(self.embed(ids), mask)[0, -1])
+            if not torch.isfinite(expected).all():
+                raise ValueError(self._refusal(float("nan"), theirs.dtype))
             limit = tolerance * max(1.0, float(expected.abs().max()))
             good = found.shape == expected.shape and float((found - expected).abs().max()) <= limit
         states = self._thinking_states() if good else ()
@@ -252,7 +254,7 @@ class Backbone(nn.Module):
             return f"{name}: {likely_cause(self.model)} (its states are not finite)"
         return (
             f"{name} cannot think step by step: behind padding and with its cache it gives other states than without "
-            f"(cosine {cosine:.5f} in {dtype}). Decoders with attention can; recurrent models cannot."
+            f"(cosine {cosine:.5f} in {dtype}). Decoders with attention can; recurrent models and encoder-decoders cannot."
         )
 
     def merge_adapter(self) -> None:
