@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from laser_lab.base.kernels import linear, use_fast_linear
+from laser_lab.base.numbers import likely_cause
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+SAME, SAME_HALF = 0.99999, 0.98  # cosine of equal states, in float32 and below
 VOCABULARY_BLOCK = 4096  # rows of W and E that fit into the processor's cache
 
 
@@ -27,8 +29,8 @@ class Backbone(nn.Module):
     T (tokens), D (hidden size), V (vocabulary).
 
     Raises:
-        ValueError: The family computes its logits or embeddings in a way this class does not reproduce, or an
-            adapter changes the input embeddings or the head.
+        ValueError: The family computes its logits or embeddings in a way this class does not reproduce, or is no
+            decoder that can go on from a cache; or an adapter changes the input embeddings or the head.
     """
 
     processor: ProcessorMixin | None = None
@@ -186,11 +188,16 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def _check(self) -> None:
-        """Compare our embedding and logits with the model's own on one token. Families differ in small ways that would
-        silently falsify results, so one that we do not reproduce is refused."""
+        """Compare our embedding and logits with the model's own on one token, and two thinking steps with the sequence
+        run at once. Families differ in small ways that would silently falsify results, so one that we do not reproduce
+        is refused."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         embedding, head = self.causal_lm.get_input_embeddings(), self.head
+        if self.config.is_encoder_decoder:
+            raise ValueError(
+                f"{type(self.causal_lm).__name__} is an encoder-decoder: latent thinking needs a causal LM."
+            )
         if head is None:
             raise ValueError(f"{type(self.causal_lm).__name__} has no LM head: latent thinking needs a causal LM.")
         if isinstance(embedding, BaseTunerLayer) or isinstance(head, BaseTunerLayer):
@@ -206,14 +213,49 @@ class Backbone(nn.Module):
             mask = torch.ones_like(ids)
             expected = self.causal_lm(input_ids=ids, attention_mask=mask).logits[0, -1].float()
             found = self.logits(self.last_states(self.embed(ids), mask)[0, -1])
+            if not torch.isfinite(expected).all():
+                raise ValueError(self._refusal(float("nan"), theirs.dtype))
             limit = tolerance * max(1.0, float(expected.abs().max()))
             good = found.shape == expected.shape and float((found - expected).abs().max()) <= limit
+        states = self._thinking_states() if good else ()
         self.model.train(training)
         if not good:
             raise ValueError(
                 f"{type(self.causal_lm).__name__} scales its embeddings or logits in a way not reproduced here: "
                 "its soft tokens would be wrong. Please report it."
             )
+        least = float(torch.cosine_similarity(*states, dim=-1).min())
+        if not least >= (SAME if theirs.dtype == torch.float32 else SAME_HALF):
+            raise ValueError(self._refusal(least, theirs.dtype))
+
+    def _thinking_states(self) -> tuple[Tensor, Tensor]:
+        """The states of a few tokens and two thinking steps, (3, D), twice: behind left padding with a cache, and of
+        the whole sequence at once."""
+        ids = torch.arange(1, 4, device=self.embedding_table.device)[None] % len(self.embedding_table)
+        mask = torch.ones(1, 5, dtype=torch.long, device=ids.device)
+        mask[:, :2] = 0
+        found, inputs = [], [self.embed(ids)]
+        try:
+            cache, last = self.new_cache(), self.embed(nn.functional.pad(ids, (2, 0)))
+            for step in range(3):
+                if step:
+                    mask = nn.functional.pad(mask, (0, 1), value=1)
+                    last = self.soft_token(found[-1])[:, None]
+                    inputs.append(last)
+                found.append(self.last_states(last, mask, cache)[:, -1])
+            expected = self.last_states(torch.cat(inputs, dim=1), mask[:, 2:])[0, -3:]
+        except Exception as error:  # other families take other arguments, and fail in many ways
+            raise ValueError(f"{type(self.causal_lm).__name__} cannot think step by step: {error!r}") from error
+        return torch.cat(found).float(), expected.float()
+
+    def _refusal(self, cosine: float, dtype: torch.dtype) -> str:
+        name = type(self.causal_lm).__name__
+        if cosine != cosine:
+            return f"{name}: {likely_cause(self.model)} (its states are not finite)"
+        return (
+            f"{name} cannot think step by step: behind padding and with its cache it gives other states than without "
+            f"(cosine {cosine:.5f} in {dtype}). Decoders with attention can; recurrent models and encoder-decoders cannot."
+        )
 
     def merge_adapter(self) -> None:
         """Fold the adapter's weights into the backbone (faster encoding; the adapter cannot be trained further)."""

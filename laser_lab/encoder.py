@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,19 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
 from laser_lab.backbone import Backbone
-from laser_lab.base.inputs import Input, check_steps, check_texts, check_threshold, in_batches, is_single, label_of
+from laser_lab.base.company import end_with_parent
+from laser_lab.base.files import atomic_folder
+from laser_lab.base.inputs import (
+    Input,
+    check_count,
+    check_steps,
+    check_texts,
+    check_threshold,
+    in_batches,
+    is_single,
+    label_of,
+)
+from laser_lab.base.numbers import check_finite, named_rows
 from laser_lab.data.prompts import join_queries, prefixed
 from laser_lab.data.templates import check_template, wrapped
 from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
@@ -23,6 +37,7 @@ from laser_lab.weights import CONFIG_FILE, load_backbone, resolve
 
 logger = logging.getLogger(__name__)
 
+_SAVED_WEIGHTS = r"(model|adapter_model|reason_tokens)(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_config\.json"
 DEFAULT_THINKING_STEPS = 3
 DEFAULT_MAX_LENGTH = 512  # what the published checkpoints were trained with; they are evaluated at 8192
 
@@ -68,10 +83,9 @@ class LatentEncoder(InputModule):
         add_special_tokens: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(max_length, int) or max_length < 1:
-            raise ValueError(f"max_length must be a positive integer, got {max_length!r}")
         self.backbone = backbone
-        self.max_length = max_length
+        self.max_length = check_count("max_length", max_length)
+        self.last_batch: Sequence[Input] = ()  # what `preprocess` saw last: for errors
         self.template = check_template(template, backbone.tokenizer)
         self.add_special_tokens = add_special_tokens
         self.set_thinking(thinking_steps, document_steps, pooling, halting, halting_threshold)
@@ -154,6 +168,7 @@ class LatentEncoder(InputModule):
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
         """Texts to left-padded ``input_ids`` and ``attention_mask``, (B, T). An empty text becomes one bos (or eos)
         token."""
+        self.last_batch = inputs
         texts = self.wrapped(prefixed(prompt, inputs))
         ids = self.token_ids(texts, self.max_length)
         long = [text for text, row in zip(texts, ids) if len(row) >= self.max_length]
@@ -219,7 +234,14 @@ class LatentEncoder(InputModule):
         else:
             found = self.think(features, thinking_steps)
             found["sentence_embedding"] = pool(found["states"], found["weights"])
+        self.check_finite(found["sentence_embedding"])
         return features | found
+
+    def check_finite(self, *vectors: Tensor) -> None:
+        """Raise a NotFinite if one of (B, ...) `vectors` has an entry that is not finite. In training the losses are
+        looked at instead, which knows the ids."""
+        if not torch.is_grad_enabled():
+            check_finite(self, *vectors)
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the model (or its adapter alone), tokenizer and settings."""
@@ -255,12 +277,31 @@ class LatentEncoder(InputModule):
         return cls(backbone, **(saved | (settings or {})))
 
 
+def is_saved_weights(name: str) -> bool:
+    """Whether a file of this name decides what a folder loads as: a save removes those of an earlier one."""
+    return re.fullmatch(_SAVED_WEIGHTS, name) is not None
+
+
 class LatentRetriever(SentenceTransformer):
     """A SentenceTransformer whose first module is a :class:`LatentEncoder`; checks its input."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_card_data.local_files_only = True  # else the card asks the hub about parts of the local path
 
     @property
     def encoder(self) -> LatentEncoder:
         return self[0]
+
+    def save(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """:meth:`SentenceTransformer.save`, whole or not at all. What else lies in the folder stays."""
+        with atomic_folder(Path(path), replaces=is_saved_weights) as temporary:
+            super().save(str(temporary), *args, **kwargs)
+
+    @classmethod
+    def _multi_process_worker(cls, *args: Any) -> None:
+        end_with_parent()
+        super()._multi_process_worker(*args)
 
     def encode(self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] = (), **kwargs: Any) -> Any:
         """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call (default: the model's for queries or
@@ -272,9 +313,11 @@ class LatentRetriever(SentenceTransformer):
 
         Raises:
             TypeError: An input or prompt is not a string, or not what the model reads.
-            ValueError: ``thinking_steps`` is not a positive integer, or there is not one prompt per input.
+            ValueError: ``thinking_steps`` or ``batch_size`` is no positive integer, there is not one prompt per input,
+                or an embedding is not finite (:class:`laser_lab.base.numbers.NotFinite`).
         """
         prefixed(kwargs.get("prompt"), [])  # a string
+        check_count("batch_size", kwargs.get("batch_size", 1))
         if prompts:
             default = self._resolve_prompt(kwargs.get("prompt"), kwargs.pop("prompt_name", None)) or ""
             inputs, kwargs["prompt"] = join_queries(inputs, prompts, default)
@@ -284,7 +327,14 @@ class LatentRetriever(SentenceTransformer):
         elif not (inputs := self.encoder.check_inputs(inputs)):
             empty = np.zeros((0, self.get_embedding_dimension() or 0), dtype=np.float32)
             return torch.from_numpy(empty).to(self.device) if kwargs.get("convert_to_tensor") else empty
-        return super().encode(inputs, *args, **kwargs)
+        with named_rows(lambda row: self._index(inputs, row)):
+            return super().encode(inputs, *args, **kwargs)
+
+    def _index(self, inputs: Sequence[Input], row: int) -> int | None:
+        """Which of `inputs` was in this row of the last batch, if that was of them."""
+        batch = self.encoder.last_batch
+        every = [inputs] if is_single(inputs) else inputs
+        return next((i for i, item in enumerate(every) if row < len(batch) and item is batch[row]), None)
 
 
 def think(
@@ -315,7 +365,7 @@ def think(
 
     Raises:
         TypeError: A text is not a string, or not what the model reads.
-        ValueError: ``thinking_steps`` is not a positive integer.
+        ValueError: ``thinking_steps`` or ``batch_size`` is not a positive integer, or an embedding is not finite.
     """
     encoder: LatentEncoder = model[0]
     texts = encoder.check_inputs([texts] if is_single(texts) else texts)
@@ -328,7 +378,10 @@ def think(
             features = encoder.preprocess([asked[i] for i in rows], prompt=prompt)
             features = {key: value.to(model.device) for key, value in features.items()}
             change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
-            put_rows(found, rows, encoder.think(features, steps, threshold=threshold, edit=change), len(texts))
+            thought = encoder.think(features, steps, threshold=threshold, edit=change)
+            with named_rows(rows.__getitem__):
+                check_finite(encoder, *(value for value in thought.values() if value.is_floating_point()))
+            put_rows(found, rows, thought, len(texts))
     if not found:
         found["states"] = torch.zeros(0, steps, encoder.get_embedding_dimension())
     return encoder.thoughts_class([label_of(text) for text in texts], **found)

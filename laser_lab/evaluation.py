@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from laser_lab.base.fingerprint import fingerprint
+from laser_lab.base.inputs import check_count
+from laser_lab.data.json_lines import check_ids
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.thinking import Thoughts
 
@@ -46,8 +49,10 @@ def evaluate(
         The mean of every measure in :data:`MEASURES`; with `per_query` a frame with ``query_id`` and the measures.
 
     Raises:
-        ValueError: `corpus` was made by other weights, or holds another number of documents.
+        ValueError: The task has no queries, documents or positive grades, an embedding is not finite, or `corpus` was
+            made by other weights, or holds another number of documents.
     """
+    task.check()
     kwargs: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar)
     if thinking_steps is not None:
         kwargs["thinking_steps"] = thinking_steps
@@ -61,7 +66,20 @@ def evaluate(
 def score(
     queries: np.ndarray, documents: np.ndarray, task: RetrievalTask, *, per_query: bool = False
 ) -> dict[str, float] | pd.DataFrame:
-    """As :func:`evaluate`, from unit-length (queries, D) and (documents, D) embeddings in the order of `task`."""
+    """As :func:`evaluate`, from unit-length (queries, D) and (documents, D) embeddings in the order of `task`.
+
+    Raises:
+        ValueError: They are not as many as the task has, of another size than each other, or not finite.
+    """
+    import torch
+
+    for name, vectors, count in (("queries", queries, task.queries), ("documents", documents, task.corpus)):
+        if len(vectors.shape) != 2 or len(vectors) != len(count):
+            raise ValueError(f"{name} must be ({len(count)}, D) embeddings, got {tuple(vectors.shape)}")
+        if not torch.isfinite(torch.as_tensor(vectors)).all():
+            raise ValueError(f"the embeddings of the {name} are not finite")
+    if queries.shape[1] != documents.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, documents {documents.shape[1]}")
     return _summed_up(_run(queries, documents, task), task, per_query)
 
 
@@ -73,10 +91,19 @@ def _summed_up(
 
 
 def score_run(run: dict[str, dict[str, float]], task: RetrievalTask) -> pd.DataFrame:
-    """Per-query measures of a run, {query id: {document id: score}}; 0 for a query without results."""
+    """Per-query measures of a run, {query id: {document id: score}}; 0 for a query without results.
+
+    Raises:
+        ValueError: The task has no positive grades, or a score is not finite.
+    """
     import pandas as pd
     import pytrec_eval
 
+    task.check()
+    for found in run.values():
+        check_ids(found.keys() - task.corpus.keys(), "the run")
+        if not all(map(math.isfinite, found.values())):
+            raise ValueError("a score of the run is not finite")
     judged = {q: docs for q, docs in task.qrels.items() if any(grade > 0 for grade in docs.values())}
     results = pytrec_eval.RelevanceEvaluator(judged, set(MEASURES.values())).evaluate(run)
     rows = [
@@ -94,7 +121,13 @@ def rank(
     batch_size: int = 32,
     show_progress_bar: bool = False,
 ) -> pd.DataFrame:
-    """The `top` documents of every query: ``query_id, query, rank, doc_id, document, score, relevant``."""
+    """The `top` documents of every query: ``query_id, query, rank, doc_id, document, score, relevant``.
+
+    Raises:
+        ValueError: `top` is not a positive integer, there is nothing to rank, or an embedding is not finite.
+    """
+    check_count("top", top)
+    task.check(graded=False)
     import pandas as pd
     from sentence_transformers.util import semantic_search
 

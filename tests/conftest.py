@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import socket
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for what tests start, too
@@ -82,6 +83,17 @@ def tiny_model(family: str = "qwen3", seed: int = 0) -> transformers.PreTrainedM
 
 def tiny_backbone(family: str = "qwen3", seed: int = 0) -> Backbone:
     return Backbone(tiny_model(family, seed), tiny_tokenizer(), name=family)
+
+
+def killed_in(function) -> None:
+    """Run `function` in a fork of this process, which has to end by SIGKILL: nothing is imported again."""
+    child = os.fork()
+    if not child:
+        try:
+            function()
+        finally:
+            os._exit(1)  # no clean-up of the parent's things, and no pytest
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
 def free_port() -> int:

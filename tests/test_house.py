@@ -21,7 +21,8 @@ FLOORS = """
     losses
     thinking  vision
     backbone  data  index  methods
-    adapters  base
+    adapters
+    base
 """
 """The rooms, top floor first: folders, and the files at the top of the package. A room imports from floors below its
 own only. `retriever` names the classes of folders that were saved before version 0.2."""

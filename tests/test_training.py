@@ -19,8 +19,9 @@ from laser_lab.methods import LatentMethod
 from laser_lab.training import objectives, run, trainer
 from laser_lab.training.batches import Collator, training_pairs
 from laser_lab.training.objectives import DualViewLoss
-from laser_lab.training.run import fingerprint, train
-from laser_lab.training.trainer import COMPLETE, NonFiniteLoss, last_checkpoint
+from laser_lab.training.resume import COMPLETE, STARTED, fingerprint, last_checkpoint
+from laser_lab.training.run import train
+from laser_lab.training.trainer import NonFiniteLoss
 
 FAST = dict(
     lora=dict(r=4, lora_alpha=8),
@@ -197,7 +198,7 @@ def test_a_resumed_run_ends_like_an_unbroken_one(tiny_folder, data, tmp_path, me
 def test_half_checkpoints_are_never_loaded(tiny_folder, data, tmp_path):
     train(load(tiny_folder), data, "basic", output_dir=tmp_path / "run", **FAST)
     newest = tmp_path / "run" / "checkpoint-4"
-    (newest / COMPLETE).unlink()
+    (newest / COMPLETE).rename(newest / STARTED)
     (newest / "adapter_model.safetensors").write_bytes(b"half")
     assert last_checkpoint(tmp_path / "run").name == "checkpoint-2" and not newest.exists()
     resumed = train(load(tiny_folder), data, "basic", output_dir=tmp_path / "run", resume=True, **FAST)

@@ -43,32 +43,78 @@ def label_of(item: Input) -> str:
     return text_of(item) if image_of(item) is None else f"<image> {text_of(item)}".rstrip()
 
 
+MOST_STEPS = 4096
+"""No thought is longer: a backbone without a limit of positions would think until the memory is full."""
+
+
 def check_steps(thinking_steps: int) -> int:
-    """`thinking_steps` if it is a positive integer, else a ValueError."""
+    """`thinking_steps` if it is a positive integer of at most :data:`MOST_STEPS`, else a ValueError."""
     if isinstance(thinking_steps, bool) or not isinstance(thinking_steps, (int, np.integer)) or thinking_steps < 1:
         raise ValueError(f"thinking_steps must be a positive integer (1 is a single pass), got {thinking_steps!r}")
+    if thinking_steps > MOST_STEPS:
+        raise ValueError(f"thinking_steps must be at most {MOST_STEPS}, got {thinking_steps}")
     return int(thinking_steps)
 
 
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """`value` if it is an integer of at least `least`, else a ValueError that gives its `name`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        kind = {0: "an integer from 0", 1: "a positive integer"}.get(least, f"an integer from {least}")
+        raise ValueError(f"{name} must be {kind}, got {value!r}")
+    return int(value)
+
+
+def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise a ValueError that says which names that `where` gives are not known, and what is."""
+    if unknown := sorted(set(map(str, given)) - set(known)):
+        raise ValueError(f"{where} has no meaning for {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+
+
+def unwritable(text: str) -> bool:
+    """Whether a text holds what no UTF-8 file can: half of a surrogate pair."""
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def check_texts(texts: Sequence[str]) -> list[str]:
-    """`texts` as a list if all are strings, else a TypeError that names the first that is not."""
-    texts = list(texts)
+    """`texts` as a list if all are strings.
+
+    Raises:
+        TypeError: One is no string, or they have no order; the message names the first.
+        ValueError: One holds half of a surrogate pair, which no tokenizer takes.
+    """
+    texts = _ordered(texts)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             hint = ". Images are read by LaME on a vision-language model" if is_single(text) else ""
             raise TypeError(f"texts must be strings, but number {index} is {type(text).__name__}: {text!r:.80}{hint}")
+        if unwritable(text):
+            raise ValueError(f"text number {index} holds half of a surrogate pair, which is no character: {text!r:.80}")
     return texts
+
+
+def _ordered(inputs: Iterable[Any]) -> list[Any]:
+    if isinstance(inputs, (set, frozenset)):
+        raise TypeError("a set has no order to return embeddings in: give a list")
+    return list(inputs)
 
 
 def check_inputs(inputs: Iterable[Input]) -> list[Input]:
     """`inputs` as a list if all are texts, images or both, else a TypeError that names the first that is not."""
-    inputs = list(inputs)
+    inputs = _ordered(inputs)
     for index, item in enumerate(inputs):
         if isinstance(item, dict):
             good = isinstance(text_of(item), str) and (image_of(item) is None or _is_image(image_of(item)))
             good = good and any(item.get(key) is not None for key in ("text", "image"))
         else:
             good = is_single(item)
+        if good and unwritable(text_of(item)):
+            raise ValueError(f"the text of number {index} holds half of a surrogate pair: {text_of(item)!r:.80}")
         if not good:
             raise TypeError(f"inputs must be texts, PIL images or both, but number {index} is {item!r:.80}")
     return inputs
@@ -87,6 +133,7 @@ def check_threshold(threshold: float) -> float:
 
 def in_batches(inputs: Sequence[Input], batch_size: int, progress: str | None = None) -> Iterator[list[int]]:
     """Batches of inputs of like length, the longest first: the indices of each. `progress` names a bar, if any."""
+    check_count("batch_size", batch_size)
     order = sorted(range(len(inputs)), key=lambda i: len(text_of(inputs[i])), reverse=True)
     for start in trange(0, len(inputs), batch_size, desc=progress, disable=progress is None):
         yield order[start : start + batch_size]

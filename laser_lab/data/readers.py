@@ -3,17 +3,17 @@ a :class:`RetrievalTask`."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.files import missing_extra
+from laser_lab.data.json_lines import check_ids, id_text, json_lines
 from laser_lab.data.prompts import query_prompt
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class RetrievalTask:
     """query id to its own instruction (:func:`laser_lab.data.prompts.join_query`)"""
 
     def __post_init__(self) -> None:
+        check_ids((*self.queries, *self.corpus), self.name)
         unknown = [q for q in (*self.qrels, *self.prompts) if q not in self.queries] + [
             d for docs in self.qrels.values() for d in docs if d not in self.corpus
         ]
@@ -63,6 +64,18 @@ class RetrievalTask:
             raise ValueError(f"{self.name}: qrels or prompts name {len(unknown)} unknown ids, e.g. {unknown[0]!r}")
         for prompt in self.prompts.values():
             query_prompt(prompt)
+
+    def check(self, *, graded: bool = True) -> RetrievalTask:
+        """The task itself, if there is something to rank, and (`graded`) something to score.
+
+        Raises:
+            ValueError: It has no queries, no documents, or no document that is relevant to anything.
+        """
+        if missing := [name for name in ("queries", "corpus") if not getattr(self, name)]:
+            raise ValueError(f"the task {self.name} has no {' and no '.join(missing)}")
+        if graded and not any(grade > 0 for docs in self.qrels.values() for grade in docs.values()):
+            raise ValueError(f"the task {self.name} has no document with a positive grade: nothing can be scored")
+        return self
 
     @property
     def query_prompts(self) -> list[str]:
@@ -87,6 +100,7 @@ def mini(split: str = "dev") -> RetrievalTask:
 
 def read_task(folder: str | os.PathLike[str], split: str = "dev", *, skip_bad: bool = False) -> RetrievalTask:
     """A folder with ``corpus.jsonl`` and ``SPLIT.jsonl`` (EntailmentBank layout) as a task; ids must not repeat."""
+    _check_split(split)
     corpus = read_corpus(folder)
     data = read_dataset(folder, split, skip_bad=skip_bad)
     # Public training data repeats ids (EntailmentBank does); a query to be scored must be one query.
@@ -112,7 +126,9 @@ def read_corpus(folder: str | os.PathLike[str]) -> dict[str, str]:
     file = Path(folder) / "corpus.jsonl"
     corpus: dict[str, str] = {}
     problems = []
-    for where, row in _json_lines(file):
+    for where, row in json_lines(file):
+        if isinstance(row, dict):
+            row["id"] = id_text(row.get("id"))
         reason = row if isinstance(row, str) else _missing(row, {"id": str, "text": str})
         if not reason and row["id"] in corpus:
             reason = f"id {row['id']!r} is there already"
@@ -123,6 +139,12 @@ def read_corpus(folder: str | os.PathLike[str]) -> dict[str, str]:
     if problems:
         raise BadRows(problems)
     return corpus
+
+
+def _check_split(split: str) -> None:
+    """Raise a ValueError if a split is no name: it becomes part of a path."""
+    if not isinstance(split, str) or not re.fullmatch(r"\w[\w.\-]*", split):
+        raise ValueError(f"split is a name like 'train', not {split!r}")
 
 
 def read_dataset(
@@ -152,14 +174,15 @@ def read_dataset(
         from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
     except ImportError as error:
         raise missing_extra("datasets", "train") from error
+    _check_split(split)
     path = Path(source).expanduser()
     corpus: dict[str, str] = {}
     rows: Iterable[tuple[str, Any]]
     if (path / "corpus.jsonl").is_file():
         corpus = read_corpus(path)
-        rows = _json_lines(path / f"{split}.jsonl")
+        rows = json_lines(path / f"{split}.jsonl")
     elif path.suffix in (".jsonl", ".json") and path.is_file():
-        rows = _json_lines(path)
+        rows = json_lines(path)
     elif path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         if not path.is_dir() or not list(path.glob("dataset*.json")) + list(path.glob("state.json")):
             raise FileNotFoundError(
@@ -174,9 +197,11 @@ def read_dataset(
     else:
         rows = ((f"{source}:{i + 1}", row) for i, row in enumerate(load_dataset(str(source), split=split)))
 
-    good, problems, dropped = [], [], []
+    good, problems, dropped, kinds = [], [], [], {}
     for where, row in rows:
         result = row if isinstance(row, str) else _normalise(row, corpus, where, segment_by)
+        if not isinstance(result, str) and (other := _collision(row, kinds)):
+            result = other
         both = [] if isinstance(result, str) else _drop_positives(result)
         if both and strict:
             result = f"{both[0]!r} is both positive and negative"
@@ -210,24 +235,6 @@ def features(*names: str) -> Any:
     return Features({name: text if kinds[name] is str else List(text) for name in names or COLUMNS})
 
 
-def _json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """(``file:line``, the object, or the reason why there is none) of each line."""
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist.")
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                row = f"not JSON: {error.msg} at column {error.colno}"
-            else:
-                if not isinstance(row, dict):
-                    row = f"a JSON object is expected, not {type(row).__name__}"
-            yield f"{file.name}:{number}", row
-
-
 def _missing(row: dict[str, Any], expected: dict[str, type]) -> str | None:
     """What is wrong with the row's fields, or None."""
     for name, kind in expected.items():
@@ -249,7 +256,7 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
     if "positive_passages" in row:  # the layout of the released training data
         if reason := _missing(row, {"query": str}):
             return reason
-        row.setdefault("id", row.get("query_id") or where)
+        row.setdefault("id", row.get("query_id"))
         reasoning = row.get("reasoning_query") or row.get("reasoning") or ""
         if isinstance(reasoning, str):  # the field may repeat the query before the reasoning
             row["reasoning_text"] = reasoning
@@ -264,8 +271,8 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
                 return f"{side}_passages must hold texts, or objects with a text"
             row[f"{side}s"] = texts
             ids = [p.get("docid") if isinstance(p, dict) else None for p in passages]
-            row[f"{side}_ids"] = [str(i) if i is not None else t for i, t in zip(ids, texts)]
-    row["id"] = str(row.get("id") or where)
+            row[f"{side}_ids"] = [t if i is None else i for i, t in zip(ids, texts)]
+    row["id"] = id_text(where if row.get("id") in (None, "") else row["id"])
     if isinstance(row.get("reasoning"), str) or row.get("reasoning") is None:
         reasoning = row.get("reasoning") or ""
         row["reasoning_text"] = row.get("reasoning_text") or reasoning
@@ -276,6 +283,8 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
             return f"{name} is a {type(row[name]).__name__}, expected str"
     for side in ("positive", "negative"):
         ids, texts = row.get(f"{side}_ids"), row.get(f"{side}s")
+        if isinstance(ids, list):
+            ids = row[f"{side}_ids"] = [id_text(i) for i in ids]
         if texts is None and isinstance(ids, list):
             unknown = [i for i in ids if i not in corpus]
             if unknown:
@@ -293,6 +302,21 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
         if len(row[f"{side}s"]) != len(row[f"{side}_ids"]):
             return f"{len(row[f'{side}s'])} {side}s but {len(row[f'{side}_ids'])} {side}_ids"
     return {name: row[name] for name in COLUMNS | OPTIONAL}
+
+
+def _collision(row: dict[str, Any], kinds: dict[tuple[str, str], type]) -> str | None:
+    """What is wrong if an id of the row was a number where the same id was a text before, or the other way round."""
+    given = {"id": [row.get("id")]} | {
+        f"{side}_ids": [p.get("docid") if isinstance(p, dict) else None for p in row.get(f"{side}_passages") or []]
+        or row.get(f"{side}_ids") or []
+        for side in ("positive", "negative")
+    }  # fmt: skip
+    for name, ids in given.items():
+        for value in ids:
+            what = "id" if name == "id" else "document id"
+            if value is not None and kinds.setdefault((what, id_text(value)), type(value)) is not type(value):
+                return f"the {what} {id_text(value)!r} is a number in one place and a text in another"
+    return None
 
 
 def _drop_positives(row: dict[str, Any]) -> list[str]:

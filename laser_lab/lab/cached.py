@@ -9,8 +9,11 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from laser_lab.base.files import cache_dir, cached_build
+from laser_lab.base.files import cache_dir, cached_build, read_json, write_text
 from laser_lab.lab.provenance import code_version
+
+ROWS_FILE = "rows.json"
+"""How many lines ``per_query.csv`` has."""
 
 
 class Cached:
@@ -50,15 +53,34 @@ class Cached:
 
     @property
     def done(self) -> bool:
-        return self.folder.exists()
+        """Whether the result is there, with as many rows as it was written with: a loss of power can cut a file."""
+        if not self.folder.exists():
+            return False
+        try:
+            rows = read_json(self.folder / ROWS_FILE)
+            self.record  # noqa: B018
+        except FileNotFoundError:  # of an earlier version, or cut
+            rows = None
+        except ValueError:
+            return False
+        return (self.folder / self.record_file).exists() and (rows is None or rows == self._rows())
+
+    def _rows(self, folder: Path | None = None) -> int:
+        with open((folder or self.folder) / "per_query.csv", "rb") as file:
+            return sum(1 for _ in file)
 
     @property
     def record(self) -> dict[str, Any]:
-        return json.loads((self.folder / self.record_file).read_text(encoding="utf-8"))
+        return read_json(self.folder / self.record_file)
 
     def run(self) -> None:
-        """Make the result once; wait if another process is at it."""
-        cached_build(self.folder, self.fill)
+        """Make the result once; wait if another process is at it. One that is cut is made again."""
+
+        def fill(folder: Path) -> None:
+            self.fill(folder)
+            write_text(folder / ROWS_FILE, json.dumps(self._rows(folder)))
+
+        cached_build(self.folder, fill, lambda _: self.done)
 
     def frame(self) -> pd.DataFrame:
         """A row per query and inference K, behind the :attr:`columns`."""

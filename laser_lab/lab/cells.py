@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laser_lab.base.company import end_with_parent
 from laser_lab.base.files import cache_dir, write_text
 from laser_lab.base.stats import summarise
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig
@@ -198,7 +199,7 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
             parallel_config(backend="loky", inner_max_num_threads=1) if workers else nullcontext(),
         ):
             jobs = Parallel(n_jobs=workers or 1, return_as="generator_unordered")
-            for error in jobs(delayed(_quietly)(function, item, cache_dir()) for item in items):
+            for error in jobs(delayed(_quietly)(function, item, cache_dir(), os.getpid()) for item in items):
                 failed += [error] if error else []
                 bar.update()
     if failed:
@@ -206,8 +207,10 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
     return pd.concat([cell.frame() for cell in cells], ignore_index=True)
 
 
-def _quietly(function: Callable[[Any], Any], item: Any, cache: Path) -> str | None:
+def _quietly(function: Callable[[Any], Any], item: Any, cache: Path, caller: int | None = None) -> str | None:
     """Call without what it prints; what went wrong, if anything did, so that the others go on."""
+    if caller not in (None, os.getpid()):  # the id of the process that asks
+        end_with_parent()
     os.environ["LASER_LAB_CACHE"] = str(cache)  # workers are kept, with the environment that they started in
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:

@@ -9,13 +9,18 @@ import argparse
 import itertools
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from laser_lab import adapters
-from laser_lab.base.files import cache_dir
+from laser_lab.base.files import cache_dir, read_yaml
+from laser_lab.base.inputs import check_names
 from laser_lab.lab.export import export_adapter
 from laser_lab.lab.records import best_settings, write_records
 from laser_lab.lab.rows import Row
+
+KEYS = ("model", "max_length", "read_steps", "corpus", "training", "rows", "search")
+"""What a configuration file names; without a ``search`` there is none to run."""
 
 
 def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: str | None = None) -> list[Row]:
@@ -24,6 +29,12 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
     A row's own ``training`` goes over that of all, and a reading is trained as the row that it reads. `corpus` goes
     over the file's.
     """
+    check_names(config, KEYS, "the configuration")
+    if missing := [name for name in KEYS if name not in config and name != "search"]:
+        raise ValueError(f"the configuration does not name {', '.join(missing)}")
+    known = {field.name for field in fields(Row)} - {"data", "seed"} | {"seeds"}
+    for entry in config["rows"]:
+        check_names(entry, known, f"the row {entry.get('system')!r}")
     shared = {name: config[name] for name in ("model", "max_length", "read_steps", "corpus")}
     if corpus is not None:
         shared["corpus"] = corpus
@@ -60,11 +71,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--export", metavar="SYSTEM", help="only write its trained adapter (of the first of --seeds)")
     parser.add_argument("--to", help=f"folder of --export; default: {adapters.FOLDER.name}/SYSTEM-entailment-bank")
     options = parser.parse_args(arguments)
-    import yaml
     from tqdm.auto import tqdm
 
-    with open(options.config, encoding="utf-8") as file:
-        config = yaml.safe_load(file)
+    config = read_yaml(options.config)
     if options.export:
         both = [row for corpus in ("pooled", "full") for row in rows_of(config, options.data, corpus=corpus)]
         seed = options.seeds[0] if options.seeds else 0

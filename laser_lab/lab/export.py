@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from laser_lab.base.files import atomic_folder
+from laser_lab.base.files import atomic_folder, read_json
 from laser_lab.lab.records import training_record
 from laser_lab.lab.rows import Row, without_paths
 
@@ -79,15 +78,15 @@ def export_adapter(rows: Sequence[Row], folder: str | os.PathLike[str]) -> Path:
     if folder.exists() and {file.name for file in folder.iterdir()} != {*CONFIGS, *WRITTEN}:
         raise FileExistsError(f"{folder} is no adapter that an export wrote: name a folder that is not there")
     card, final = training_record(row), row.trained / "final"
-    base = json.loads((final / "laser_lab.json").read_text())["base"]
+    base = read_json(final / "laser_lab.json")["base"]
     if Path(base).exists():
         raise ValueError(f"the base of the adapter is the folder {base}: nobody else could load it")
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, replaces=lambda name: True) as temporary:
         weights = load_file(final / "adapter_model.safetensors")
         half = {name: weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
         save_file(half, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         for name in CONFIGS:
-            content = without_paths(json.loads((final / name).read_text()))
+            content = without_paths(read_json(final / name))
             if name == "adapter_config.json":
                 content["base_model_name_or_path"] = base
             (temporary / name).write_text(json.dumps(content, indent=1) + "\n")
@@ -96,8 +95,6 @@ def export_adapter(rows: Sequence[Row], folder: str | os.PathLike[str]) -> Path:
         size = sum(file.stat().st_size for file in temporary.iterdir())
         if size > ADAPTER_LIMIT:
             raise ValueError(f"the adapter takes {size / 1e6:.1f} MB, more than {ADAPTER_LIMIT / 1e6:.0f}")
-        if folder.exists():  # only now, when the new one is whole
-            shutil.rmtree(folder)
     return folder
 
 

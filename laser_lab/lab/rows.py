@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from laser_lab.base.company import locked
 from laser_lab.base.files import atomic_file, cache_dir, write_text
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
 from laser_lab.evaluation import score_run, score_steps
@@ -144,10 +145,12 @@ def _trained(row: Row) -> LatentRetriever:
 
     if row.method not in METHODS:
         return load_row(row)
-    if not (row.trained / "final").exists():
-        data = read_dataset(row.data, "train")
-        options: dict[str, Any] = dict(output_dir=row.trained, seed=row.seed, thinking_steps=row.steps, resume=True)
-        train(load_row(row), data, row.method, **(options | row.training))
+    row.trained.parent.mkdir(parents=True, exist_ok=True)
+    with locked(f"{row.trained}.lock", f"another process that trains {row.system}, seed {row.seed}"):
+        if not (row.trained / "final").exists():
+            data = read_dataset(row.data, "train")
+            options: dict[str, Any] = dict(output_dir=row.trained, seed=row.seed, thinking_steps=row.steps, resume=True)
+            train(load_row(row), data, row.method, **(options | row.training))
         for leftover in [*row.trained.glob("checkpoint-*"), row.trained / "teacher"]:
             shutil.rmtree(leftover, ignore_errors=True)
     model = load(row.trained / "final")

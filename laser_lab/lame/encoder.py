@@ -215,6 +215,7 @@ class ReasonEncoder(LatentEncoder):
         if "segment_ends" in features:
             return super().forward(features)
         states, embeddings = self.one_pass(features, thinking_steps)
+        self.check_finite(embeddings)
         found = {**features, "states": states, "sentence_embedding": embeddings}
         if "target_ids" in features:
             asked = features["target_ids"], features["target_mask"]

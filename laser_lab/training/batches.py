@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from laser_lab.base.inputs import check_count
 from laser_lab.data.prompts import join_queries
 from laser_lab.data.readers import COLUMNS, OPTIONAL
 from laser_lab.encoder import LatentRetriever
@@ -31,10 +32,11 @@ def training_pairs(dataset: Dataset, hard_negatives: int = 1, seed: int = 0, sam
             too few. (With several positives the released code takes number row + seed + epoch, modulo their count.)
 
     Raises:
-        ValueError: Columns are missing, or there is nothing to train on.
+        ValueError: Columns are missing, there is nothing to train on, or `hard_negatives` is no integer from 0.
     """
     from datasets import Dataset, Features
 
+    check_count("hard_negatives", hard_negatives, 0)
     if missing := [name for name in COLUMNS if name not in dataset.column_names]:
         raise ValueError(
             f"the training data lacks {', '.join(missing)}: read it with laser_lab.data.readers.read_dataset"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import json
 import logging
+import math
 import os
 import platform
-import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,16 +20,19 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import set_seed
 
-from laser_lab.base.files import atomic_folder
-from laser_lab.data.readers import COLUMNS, OPTIONAL, RetrievalTask
-from laser_lab.encoder import LatentRetriever
+from laser_lab.base.company import locked
+from laser_lab.base.files import atomic_folder, read_yaml
+from laser_lab.base.inputs import check_count, check_names
+from laser_lab.data.readers import RetrievalTask
+from laser_lab.encoder import LatentRetriever, is_saved_weights
 from laser_lab.explicit import EXPLICIT_MAX_LENGTH
 from laser_lab.lame import ReasonEncoder, use_reason_tokens
 from laser_lab.loading import load
 from laser_lab.methods import Method, ReasonMethod, method_of
 from laser_lab.training.batches import Collator, training_pairs
 from laser_lab.training.objectives import BottleneckLoss, DualViewLoss
-from laser_lab.training.trainer import LatentTrainer, StepEvaluator, last_checkpoint
+from laser_lab.training.resume import fingerprint, identity, last_checkpoint
+from laser_lab.training.trainer import LatentTrainer, StepEvaluator
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 LORA = dict(r=64, lora_alpha=32, target_modules="all-linear")  # LaSER, appendix
 RUN_CARD = "run_card.json"
+LOCK = ".lock"
 
 
 def train(
@@ -71,49 +76,82 @@ def train(
             paper's: one epoch, AdamW at 1e-4, linear warm-up over a tenth of the steps.
 
     Raises:
-        ValueError: The method does not exist, needs reasoning that the data lacks, or the data is empty.
-        FileExistsError: `output_dir` holds a run and `resume` is off.
+        ValueError: The method does not exist, needs reasoning that the data lacks, or the data is empty; an argument
+            has no such name or value; with `resume`, the checkpoint is of another run (method, data, model or settings:
+            what differs is named), or a file in it is corrupt.
+        FileExistsError: `output_dir` holds a run and `resume` is off, or checkpoints of another program.
+        RuntimeError: Another training is at work in `output_dir`.
         NonFiniteLoss: A loss term is NaN or infinite; the message names step, term and batch ids.
     """
     method = method_of(method, **({} if thinking_steps is None else {"thinking_steps": thinking_steps}))
     output_dir = Path(output_dir)
-    pairs = training_pairs(dataset, hard_negatives, seed, method.sampling)
+    check_count("explicit_max_length", explicit_max_length)
+    settings = training_settings(arguments, has_dev=dev is not None)
+    if dev is not None:
+        dev.check()
+    pairs = training_pairs(dataset, hard_negatives, check_count("seed", seed, 0), method.sampling)
     if method.needs_reasoning and not any(pairs["reasoning"]):
         raise ValueError("this method learns from written reasoning, but the data has none")
-    if not resume and output_dir.exists() and any(output_dir.iterdir()):
-        raise FileExistsError(f"{output_dir} holds a run: pass resume=True to continue it, or choose another folder")
-    # A loss or an evaluation never decides what the weights start from: everything random follows from the seed.
-    set_seed(seed)
-    if not isinstance(model, LatentRetriever):
-        model = load(model)
-    set_method(model, method)
-    if lora is not False and not hasattr(model.encoder.backbone.model, "peft_config"):
-        add_lora(model, {"lora_dropout": method.lora_dropout} | ({} if lora is True else dict(lora)))
-    settings = training_settings(arguments, has_dev=dev is not None)
-    args = SentenceTransformerTrainingArguments(
-        output_dir=str(output_dir), seed=seed, data_seed=seed, remove_unused_columns=False, **settings
-    )
-    args.logging_nan_inf_filter = False
-    trainer = LatentTrainer(
-        model=model,
-        args=args,
-        train_dataset=pairs,
-        loss=(BottleneckLoss if isinstance(method, ReasonMethod) else DualViewLoss)(model, method),
-        evaluator=None if dev is None else StepEvaluator(dev),
-        data_collator=Collator(model, method, dataset["reasoning"], explicit_max_length),
-    )
-    checkpoint = last_checkpoint(output_dir) if resume else None
-    started = time.time()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    with alone_in(output_dir):
+        there = [file for file in output_dir.iterdir() if file.name != LOCK]
+        if there and not resume:
+            raise FileExistsError(
+                f"{output_dir} holds a run: pass resume=True to continue it, or choose another folder"
+            )
+        # A loss or an evaluation never decides what the weights start from: everything random follows from the seed.
+        set_seed(seed)
+        if not isinstance(model, LatentRetriever):
+            model = load(model)
+        set_method(model, method)
+        options = dict(lora=lora, hard_negatives=hard_negatives, explicit_max_length=explicit_max_length, seed=seed)
+        run = identity(model, method, dataset, settings, **options)
+        if lora is not False and not hasattr(model.encoder.backbone.model, "peft_config"):
+            add_lora(model, {"lora_dropout": method.lora_dropout} | ({} if lora is True else dict(lora)))
+        args = SentenceTransformerTrainingArguments(
+            output_dir=str(output_dir), seed=seed, data_seed=seed, remove_unused_columns=False, **settings
+        )
+        args.logging_nan_inf_filter = False
+        trainer = LatentTrainer(
+            model=model,
+            args=args,
+            train_dataset=pairs,
+            loss=(BottleneckLoss if isinstance(method, ReasonMethod) else DualViewLoss)(model, method),
+            evaluator=None if dev is None else StepEvaluator(dev),
+            data_collator=Collator(model, method, dataset["reasoning"], explicit_max_length),
+        )
+        trainer.run = run | {"processes": args.world_size}
+        _finish(trainer, last_checkpoint(output_dir, trainer.run) if resume else None, method, dataset, settings)
+    return model
+
+
+@contextmanager
+def alone_in(output_dir: Path) -> Iterator[None]:
+    """Hold the folder of a run, which is made; the processes of one run hold it together.
+
+    Raises:
+        RuntimeError: Another run does.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if int(os.environ.get("RANK", 0)):
+        yield
+        return
+    with locked(output_dir / LOCK, f"another training in {output_dir}", wait=False):
+        yield
+
+
+def _finish(
+    trainer: LatentTrainer, checkpoint: Path | None, method: Method, dataset: Dataset, settings: dict[str, Any]
+) -> None:
+    """Train, from a checkpoint if there is one, and save the model with its card."""
+    model, started = trainer.model, time.time()
+    trainer.go_on(checkpoint)
     model.eval()
     if trainer.is_world_process_zero():
-        card = run_card(trainer, method, dataset, settings, seed, time.time() - started, checkpoint)
-        shutil.rmtree(output_dir / "final", ignore_errors=True)
-        with atomic_folder(output_dir / "final") as temporary:
+        card = run_card(trainer, method, dataset, settings, trainer.args.seed, time.time() - started, checkpoint)
+        with atomic_folder(Path(trainer.args.output_dir) / "final", replaces=is_saved_weights) as temporary:
             model.save_pretrained(str(temporary))
             (temporary / RUN_CARD).write_text(json.dumps(card, indent=2, sort_keys=True))
     model.history = trainer.state.log_history
-    return model
 
 
 def set_method(model: LatentRetriever, method: Method) -> None:
@@ -134,7 +172,12 @@ def set_method(model: LatentRetriever, method: Method) -> None:
 
 
 def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
-    """Arguments of the trainer: the paper's, ours where it names none, and `changes` over both."""
+    """Arguments of the trainer: the paper's, ours where it names none, and `changes` over both.
+
+    Raises:
+        ValueError: A change has no such name, or a value that is no number where one is needed.
+    """
+    changes = checked_settings(changes)
     settings: dict[str, Any] = dict(
         num_train_epochs=1,
         per_device_train_batch_size=8,
@@ -157,6 +200,27 @@ def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
             greater_is_better=True,
         )
     return settings | changes
+
+
+def checked_settings(changes: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the trainer with the numbers that are texts read: YAML reads 1e-4 as a text."""
+    known = SentenceTransformerTrainingArguments.__dataclass_fields__
+    check_names(changes, known, "the trainer")
+    changes = dict(changes)
+    for name, value in changes.items():
+        kind = str(known[name].type)
+        if ("float" in kind or "int" in kind) and "str" not in kind and isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError as error:
+                raise ValueError(f"{name} must be a number, got {value!r}") from error
+            changes[name] = int(value) if "float" not in kind and value == int(value) else value
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+    for name in ("max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        if name in changes and not (name == "max_steps" and changes[name] == -1):  # -1: as many as the epochs have
+            check_count(name, changes[name])
+    return changes
 
 
 def add_lora(model: LatentRetriever, changes: dict[str, Any]) -> None:
@@ -199,29 +263,22 @@ def run_card(
     }
 
 
-def fingerprint(dataset: Dataset) -> str:
-    """A hash of the dataset's rows, the same wherever they were read from."""
-    digest = hashlib.sha256()
-    for row in dataset:
-        kept = {name: row[name] for name in COLUMNS} | {name: row[name] for name in OPTIONAL if row.get(name)}
-        digest.update(json.dumps(kept, sort_keys=True, default=lambda image: image.tobytes().hex()).encode())
-    return digest.hexdigest()[:16]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """``accelerate launch -m laser_lab.training CONFIG.yaml``: arguments of :func:`train` from a file. ``model`` may be
     a mapping of :func:`laser_lab.load`'s arguments, ``dataset`` also ``hopworld``, ``dev`` a folder or True (the
     ``dev`` split of `dataset`)."""
-    import yaml
-
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if len(arguments) != 1 or not os.path.isfile(arguments[0]):
         print("usage: accelerate launch -m laser_lab.training CONFIG.yaml", file=sys.stderr)
         return 2
-    with open(arguments[0], encoding="utf-8") as file:
-        config = yaml.safe_load(file)
-    if not isinstance(config, dict) or not {"model", "dataset", "output_dir"} <= config.keys():
-        print(f"{arguments[0]} must name at least model, dataset and output_dir", file=sys.stderr)
+    try:
+        config = read_yaml(arguments[0])
+        known = {"dataset", *inspect.signature(train).parameters} - {"arguments"}
+        check_names(config, known | SentenceTransformerTrainingArguments.__dataclass_fields__.keys(), arguments[0])
+        if missing := {"model", "dataset", "output_dir"} - config.keys():
+            raise ValueError(f"{arguments[0]} does not name {', '.join(sorted(missing))}")
+    except ValueError as error:
+        print(error, file=sys.stderr)
         return 2
     from laser_lab.data.readers import read_dataset, read_task
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sentence_transformers import SentenceTransformerTrainer
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor, nn
+from transformers import TrainerState
 
 from laser_lab.base.files import atomic_folder
 from laser_lab.base.kernels import linear
@@ -24,11 +23,11 @@ from laser_lab.encoder import LatentRetriever, think
 from laser_lab.evaluation import score_steps
 from laser_lab.loading import load
 from laser_lab.training.objectives import BottleneckLoss, DualViewLoss
+from laser_lab.training.resume import begin, finish, is_at_its_end
 
 logger = logging.getLogger(__name__)
 
 FOLDED = 2**16  # weights of the largest LoRA layer whose products are cheaper than its calls
-COMPLETE = "complete"  # written last into a checkpoint: without it, the checkpoint is half
 
 
 class NonFiniteLoss(RuntimeError):
@@ -59,6 +58,9 @@ class StepEvaluator(BaseEvaluator):
 class LatentTrainer(SentenceTransformerTrainer):
     """The SentenceTransformer trainer with whole checkpoints, a stop at a non-finite loss, the distillation's schedule
     and the frozen teacher of ``teacher_first``."""
+
+    run: dict[str, Any] = {}
+    """what the run is, for its checkpoints (:func:`laser_lab.training.resume.identity`)"""
 
     def validate_column_names(self, dataset: Any, dataset_name: str | None = None) -> None:
         """The collator reads ids and lists; nothing is trained on by column order."""
@@ -104,23 +106,28 @@ class LatentTrainer(SentenceTransformerTrainer):
         teacher.encoder.backbone.merge_adapter()
         return teacher.eval().requires_grad_(False)
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """File by file: the checkpoint is marked as half, and other processes write into it too."""
+        SentenceTransformer.save(self.model, output_dir or self.args.output_dir)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save:
+            begin(folder)
         super()._save_checkpoint(*args, **kwargs)
         if self.args.should_save:
-            folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            (folder / COMPLETE).write_text(f"{self.state.global_step}\n")
+            finish(folder, self.state.global_step, self.run)
 
-
-def last_checkpoint(output_dir: str | os.PathLike[str]) -> Path | None:
-    """The newest complete checkpoint, or None; incomplete ones are removed."""
-    whole = []
-    for folder in Path(output_dir).glob("checkpoint-*"):
-        if (folder / COMPLETE).exists():
-            whole.append(folder)
-        else:
-            logger.warning("removing the half-written %s", folder)
-            shutil.rmtree(folder, ignore_errors=True)
-    return max(whole, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Train from the start or from a checkpoint. After the last step there is nothing to train, only the weights
+        to read (the stock trainer would take one step more)."""
+        if checkpoint is None or not is_at_its_end(checkpoint):
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            return
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        self._load_from_checkpoint(str(checkpoint))
+        if self.args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
+            self._load_best_model()
 
 
 @contextmanager

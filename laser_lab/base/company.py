@@ -1,0 +1,92 @@
+"""Other processes: locks that say what they wait for, workers that end with their parent, and what killed ones left."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from filelock import FileLock, Timeout
+
+logger = logging.getLogger(__name__)
+
+SWEPT_AFTER = 24 * 3600
+"""Seconds after which what a dead process left is removed."""
+
+
+@contextmanager
+def locked(file: str | os.PathLike[str], holder: str, wait: bool = True) -> Iterator[None]:
+    """Hold the lock `file`; where another process does, wait for it and say so once.
+
+    Args:
+        holder: Who holds it, for the message: ``"another process that makes X"``.
+
+    Raises:
+        RuntimeError: It is held, and `wait` is off.
+    """
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise RuntimeError(f"{holder} is still at work (it holds {file})") from None
+        logger.warning("waiting for %s (it holds %s)", holder, file)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def end_with_parent(interval: float = 1.0) -> None:
+    """Let this process end itself soon after its parent is gone: a killed parent cannot tell its workers. Called in a
+    worker; a second call does nothing."""
+    name = "laser_lab-end-with-parent"
+    if any(thread.name == name for thread in threading.enumerate()):
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(interval)
+        os._exit(1)
+
+    threading.Thread(target=watch, name=name, daemon=True).start()
+
+
+# -- scratch: `.NAME.laser_lab-HOST-PROCESS-RANDOM` -------------------------------------------------------------------
+
+_SCRATCH = re.compile(r"\..*\.laser_lab-([0-9a-f]{8})-(\d+)-")
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def scratch_prefix(name: str = "") -> str:
+    """How the name of a scratch file or folder begins, so that :func:`sweep` knows it as ours."""
+    return f".{name[:40]}.laser_lab-{_host()}-{os.getpid()}-"
+
+
+def sweep(folder: Path) -> None:
+    """Remove scratch files and folders in `folder` that a process of this machine left: it is dead, and they are older
+    than a day. Nothing else is touched."""
+    for path in folder.glob(".*.laser_lab-*"):
+        found = _SCRATCH.match(path.name)
+        if found is None or found[1] != _host() or psutil.pid_exists(int(found[2])):
+            continue
+        if time.time() - path.lstat().st_mtime > SWEPT_AFTER:
+            logger.warning("removing %s, which a process that was killed left here", path)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
