@@ -254,7 +254,8 @@ class Backbone(nn.Module):
             return f"{name}: {likely_cause(self.model)} (its states are not finite)"
         return (
             f"{name} cannot think step by step: behind padding and with its cache it gives other states than without "
-            f"(cosine {cosine:.5f} in {dtype}). Decoders with attention can; recurrent models and encoder-decoders cannot."
+            f"(cosine {cosine:.5f} in {dtype}). Decoders with attention can; recurrent models and encoder-decoders "
+            "cannot."
         )
 
     def merge_adapter(self) -> None:

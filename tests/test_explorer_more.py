@@ -284,7 +284,7 @@ def test_a_model_that_fails_leaves_everything_as_it_was(explorer, monkeypatch):
         return broken
 
     for number, (how, message) in enumerate([
-        ("nan", "not finite (NaN) about this query"),
+        ("nan", "is not finite"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "The model ran out of memory"),
         (MemoryError(), "The model ran out of memory"),
         (RuntimeError("device-side assert\nlong trace"), "The model failed: RuntimeError: device-side assert."),
@@ -310,7 +310,7 @@ def test_documents_that_are_not_finite_are_refused(model, monkeypatch):
         return found | {"states": found["states"] * float("nan")}
 
     monkeypatch.setattr(LatentEncoder, "think", broken)
-    with pytest.raises(ValueError, match="about the documents"):
+    with pytest.raises(ValueError, match="is not finite"):
         Explorer(model, CORPUS)
 
 
@@ -356,7 +356,7 @@ EVIL = [
     "`${alert(1)}`",
     "\u202eright to left\u200f",
     "sea" * 3334,
-    "👩‍🚀🏳️‍🌈 \u2028 \x00",
+    "👩‍🚀🏳️‍🌈 \u2028",
     "{style} {script} {0} %s",
 ]
 

@@ -150,7 +150,7 @@ def test_nothing_there(tmp_path):
             read_dataset(source)
     with pytest.raises(BadRows, match="no rows"):
         read_dataset(write(tmp_path / "empty.jsonl", []))
-    write(tmp_path / "corpus.jsonl", [FACTS[0], FACTS[0], {"id": 3, "text": "x"}])
+    write(tmp_path / "corpus.jsonl", [FACTS[0], FACTS[0], {"id": 3, "text": 5}])
     with pytest.raises(BadRows, match="2 bad rows") as caught:
         read_corpus(tmp_path)
     assert "there already" in caught.value.problems[0] and "expected str" in caught.value.problems[1]

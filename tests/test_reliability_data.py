@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import killed_in
-from test_training import FAST, load, rows
 from datasets import Dataset
+from test_training import FAST, load, rows
 
 import laser_lab as ll
 from laser_lab.base.files import atomic_folder, cached_build, write_text
