@@ -185,7 +185,7 @@ class ReasonMethod(Method):
 _LASER = LatentMethod(explicit=1.0, output=10.0, trajectory=0.1, distil_start=0.25, distil_warmup=0.25)
 _RELEASED = dict(distil_start=0.0, distil_warmup=0.0, distil_documents=True, sampling="first", lora_dropout=0.1)
 _RELEASED |= dict(explicit_format="released", mask_positives=False)
-# with λ2 = 10 some trainings with halting fail (figures/data/recipes_search.csv)
+# with λ2 = 10, one of two trainings with halting failed on dev at K=5 (`lab.recipes --search` tries both)
 _LASER_HALTING = _LASER.replace(halting=True, output=1.0, trajectory=1.0)
 # documents end at once where they may think (`latent-halting`), so here they get one pass, which reads no head
 _LEXICAL = LatentMethod(lexical=3.0, halting=True, document_steps=1)
