@@ -179,6 +179,15 @@ class LatentEncoder(InputModule):
         batch = self.tokenizer.pad({"input_ids": [i or blank for i in ids]}, padding=True, return_tensors="pt")
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
 
+    def check_room(self, ids: Tensor, more: int, what: str) -> None:
+        """Raise a ValueError if the backbone has no positions for (B, T) `ids` and so many `more`."""
+        limit = self.backbone.max_positions
+        if limit is not None and ids.shape[1] + more > limit:
+            raise ValueError(
+                f"{ids.shape[1]} tokens and {what} need more positions than the backbone's {limit}: "
+                "lower max_length or thinking_steps."
+            )
+
     def think(
         self,
         features: dict[str, Tensor],
@@ -197,12 +206,7 @@ class LatentEncoder(InputModule):
         steps = self.steps_of(thinking_steps)
         skipped = int(self.pooling == "generated")
         ids, mask = features["input_ids"], features["attention_mask"]
-        limit = self.backbone.max_positions
-        if limit is not None and ids.shape[1] + steps + skipped - 1 > limit:
-            raise ValueError(
-                f"{ids.shape[1]} tokens and {steps} thinking steps need more positions than the backbone's {limit}: "
-                "lower max_length or thinking_steps."
-            )
+        self.check_room(ids, steps + skipped - 1, f"{steps} thinking steps")
         words = features.get("lexical_ids")
         rollout = latent_thinking(
             self.backbone,

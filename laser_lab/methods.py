@@ -71,6 +71,11 @@ class Method:
         return {"thinking_steps": self.thinking_steps, "document_steps": self.document_steps}
 
     @property
+    def index_steps(self) -> int:
+        """K of documents."""
+        return self.document_steps or self.thinking_steps
+
+    @property
     def needs_explicit(self) -> bool:
         """Whether the explicit view runs at all."""
         return False

@@ -75,6 +75,20 @@ def test_a_retriever_runs_as_it_is_and_agrees_with_evaluate(model, task, steps):
     assert 0 < ours["ndcg@10"] < 1
 
 
+def test_documents_keep_their_own_budget_and_halting_is_on_record(model, task):
+    encoder = LatentEncoder(model.encoder.backbone, thinking_steps=3, document_steps=1)
+    model = LatentRetriever(modules=[encoder], prompts={"query": "", "document": ""}, device="cpu")
+    result = quiet(mteb.evaluate, mteb_model(model), as_mteb_task(task), cache=None)
+    (scores,) = result.task_results[0].scores["test"]
+    assert scores["ndcg_at_10"] == pytest.approx(ll.evaluate(model, task)["ndcg@10"], abs=1e-5)
+    revisions = {mteb_model(model).mteb_model_meta.revision}
+    encoder.set_thinking(3, 1, halting=True)
+    revisions.add(mteb_model(model).mteb_model_meta.revision)
+    encoder.set_thinking(3, 2, halting=True)
+    revisions.add(mteb_model(model).mteb_model_meta.revision)
+    assert len(revisions) == 3, "MTEB's cache must not take one of these for another"
+
+
 def test_wrapped_results_record_k_and_tell_weights_apart(model, task, tmp_path):
     local, cache = as_mteb_task(task), mteb.ResultCache(tmp_path)
     for steps in (1, 3):

@@ -278,6 +278,9 @@ def test_bad_rows_are_reported_with_file_and_line(model, tmp_path, caplog):
         ({"text": "rain"}, "id is missing"),
         ({"id": "d2", "text": "rain"}, "id 'd2' is there already"),
         ("[1]", "a JSON object is expected, not list"),
+        ("null", "a JSON object is expected, not NoneType"),
+        ('{"id": "x", "text": "\\ud800"}', "half of a surrogate pair"),
+        ("[" * 100_000, "not JSON that can be read: it is nested too deeply"),
     ]
     file = write_lines(tmp_path / "c.jsonl", good[:4] + [row for row, _ in bad] + good[4:])
     with pytest.raises(BadRows) as caught:
@@ -288,7 +291,7 @@ def test_bad_rows_are_reported_with_file_and_line(model, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="laser_lab"):
         index = encode(model, file, tmp_path / "out", skip_bad=True)
     assert index["documents"] == 20 and index["skipped"] == len(bad)
-    assert "7 bad rows skipped" in caplog.text and "2.00 thinking steps a document" in caplog.text
+    assert f"{len(bad)} bad rows skipped" in caplog.text and "2.00 thinking steps a document" in caplog.text
     assert contents(tmp_path / "out")[0] == [row["id"] for row in good]
 
 

@@ -52,3 +52,8 @@ def test_every_row_is_explained():
     text = (Path(__file__).parents[1] / "docs" / "method.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| \**`([a-z-]+)`\** \|", text, flags=re.M))
     assert ll.METHODS.keys() <= explained, f"write into docs/method.md: {sorted(ll.METHODS.keys() - explained)}"
+
+
+def test_documents_have_the_budget_of_the_queries_unless_they_have_their_own():
+    assert ll.METHODS["laser"].index_steps == 3 and ll.METHODS["lexical"].index_steps == 1
+    assert ll.METHODS["lame"].replace(document_steps=2).index_steps == 2

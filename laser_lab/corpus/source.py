@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from laser_lab.data.json_lines import parse_line
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -295,19 +297,8 @@ def _lines(name: str, row: int, byte: int, count: int) -> Iterator[tuple[str, di
     with _open(name) as file:
         file.seek(byte)
         for number in range(row + 1, row + count + 1):
-            line = file.readline()
-            try:
-                value = json.loads(line) if line.strip() else None
-            except UnicodeDecodeError as error:
-                value = f"not UTF-8: {error.reason} at byte {error.start}"
-            except json.JSONDecodeError as error:
-                value = f"not JSON: {error.msg} at column {error.colno}"
-            else:
-                if value is not None and not isinstance(value, dict):
-                    value = f"a JSON object is expected, not {type(value).__name__}"
-                elif value is None and line.strip():
-                    value = "a JSON object is expected, not null"
-            yield f"{name}:{number}", value
+            line = file.readline().decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+            yield f"{name}:{number}", parse_line(line) if line.strip() else None
 
 
 def _parquet_rows(name: str, row: int, count: int, columns: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -17,7 +17,6 @@ import pandas as pd
 
 from laser_lab.base.files import missing_extra
 from laser_lab.base.fingerprint import fingerprint
-from laser_lab.base.inputs import check_steps
 from laser_lab.corpus import encode_corpus, open_corpus
 from laser_lab.data.prompts import query_prompt
 from laser_lab.encoder import LatentRetriever
@@ -210,13 +209,14 @@ def mteb_model(
     _mteb()
     from mteb.models import SentenceTransformerEncoderWrapper
 
-    steps = model.encoder.thinking_steps if thinking_steps is None else check_steps(thinking_steps)
+    steps = model.encoder.steps_of(thinking_steps)
+    given = {} if thinking_steps is None else {"thinking_steps": steps}
 
     class ThinkingEncoder(SentenceTransformerEncoderWrapper):
         def encode(self, inputs: Any, **kwargs: Any) -> Any:
             if kwargs.get("prompt_type") == "query" and "prompt" in inputs.dataset.column_names:
                 kwargs["prompts"] = [prompt or "" for prompt in inputs.dataset["prompt"]]
-            return super().encode(inputs, thinking_steps=steps, **kwargs)
+            return super().encode(inputs, **given, **kwargs)
 
     wrapped = ThinkingEncoder(model)
     prompts = {f"{task}-query": query_prompt(sentence) for task, sentence in (instructions or {}).items()}
@@ -294,8 +294,10 @@ def _hub_subsets(subsets: list[str]) -> list[str] | None:
 
 
 def _fingerprint(model: LatentRetriever, prompts: Mapping[str, str]) -> str:
-    """A hash of weights, pooling, special tokens, prompts and a rewriter's settings."""
+    """A hash of weights, the encoder's settings that results do not name (halting, documents' K, ...), prompts and a
+    rewriter's settings."""
     encoder, generator = model.encoder, getattr(model, "generator", None)
-    settings = [type(model).__name__, encoder.pooling, encoder.add_special_tokens, prompts]
-    settings.append(getattr(model, "options", None))
+    named = {"thinking_steps", "max_length", "template", "base"}
+    thinking = {key: getattr(encoder, key) for key in encoder.config_keys if key not in named}
+    settings = [type(model).__name__, thinking, prompts, getattr(model, "options", None)]
     return fingerprint(model, *([] if generator is None else [generator]), settings=settings)

@@ -147,7 +147,7 @@ def _read(model: LatentRetriever, world: HopWorld, split: str, steps: int, longe
     from laser_lab.probing.vocabulary import fed_back, nearest_tokens
 
     task, compositions = world.task(split), getattr(world, split)
-    index_steps = model.encoder.document_steps or steps
+    index_steps = model.encoder.steps_of(side="document")
     options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
     queries = think(model, list(task.queries.values()), prompt_name="query", **options)
     documents = think(model, list(task.corpus.values()), prompt_name="document", **options)

@@ -171,7 +171,7 @@ def _search(row: Row, task: RetrievalTask) -> tuple[pd.DataFrame, dict[str, Any]
 
 
 def _documents(row: Row, model: LatentRetriever, task: RetrievalTask) -> Thoughts:
-    """The corpus at the K of training, shared by the readings of a trained row."""
+    """The corpus at the documents' K of training, shared by the readings of a trained row."""
     import torch
 
     from laser_lab.encoder import think
@@ -182,7 +182,7 @@ def _documents(row: Row, model: LatentRetriever, task: RetrievalTask) -> Thought
         return think(model, texts, row.read_steps, prompt_name="document")
     file = row.trained / f"documents-{row.corpus}.pt"
     if not file.exists():
-        embeddings = think(model, texts, row.steps, prompt_name="document").embeddings
+        embeddings = think(model, texts, prompt_name="document").embeddings
         with atomic_file(file) as temporary:
             torch.save(embeddings, temporary)
     return Thoughts(texts, torch.load(file)[:, None])

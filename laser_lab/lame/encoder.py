@@ -178,12 +178,7 @@ class ReasonEncoder(LatentEncoder):
         """(B, K, D) states of the reason tokens and (B, D) embeddings of unit length, float32 or better."""
         steps = self.check(self.steps_of(thinking_steps))
         ids, mask = features["input_ids"], features["attention_mask"]
-        limit = self.backbone.max_positions
-        if limit is not None and ids.shape[1] + steps + 1 > limit:
-            raise ValueError(
-                f"{ids.shape[1]} tokens, {steps} reason tokens and [EMBED] need more positions than the backbone's "
-                f"{limit}: lower max_length or thinking_steps."
-            )
+        self.check_room(ids, steps + 1, f"{steps} reason tokens with [EMBED]")
         images = features if "pixel_values" in features else None
         states, embed = one_pass_thinking(self.backbone, ids, mask, steps, self.reasoner.tokens, edit, images)
         return states, normalize(self.reasoner.head(at_least_float32(embed)), dim=-1)

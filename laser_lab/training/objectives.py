@@ -65,7 +65,7 @@ class DualViewLoss(nn.Module):
         one: with a small model the calls are where the time is. The numbers are those of two.
         """
         steps = self.method.thinking_steps
-        document_steps = self.method.document_steps or steps
+        document_steps = self.method.index_steps
         parts = [ids_of(queries), ids_of(documents)]
         if self.explicit_only:
             return None, spread(self.model(parts[1], thinking_steps=document_steps), documents["rows"])
@@ -129,8 +129,7 @@ class DualViewLoss(nn.Module):
         else:
             with torch.no_grad():
                 teacher = self.teacher(view)
-                steps = method.document_steps or method.thinking_steps
-                own = spread(self.teacher(ids_of(documents), thinking_steps=steps), documents["rows"])
+                own = spread(self.teacher(ids_of(documents), thinking_steps=method.index_steps), documents["rows"])
                 teacher_vectors = gather(own["sentence_embedding"])
         fixed = vectors if method.distil_documents else vectors.detach()
         if latent is not None and method.output:
@@ -200,7 +199,7 @@ class BottleneckLoss(nn.Module):
             positives = documents["rows"][:count]
             ids, mask = targets(*(documents[name][positives] for name in names), self.eos)
             asked |= {"target_ids": ids, "target_mask": mask}
-        encoded = spread(self.model(dict(documents), thinking_steps=method.thinking_steps), documents["rows"])
+        encoded = spread(self.model(dict(documents), thinking_steps=method.index_steps), documents["rows"])
         latent = self.model(asked, thinking_steps=method.thinking_steps)
         terms: dict[str, Tensor] = {}
         if method.contrastive:

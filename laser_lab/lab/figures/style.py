@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from laser_lab.base.files import atomic_file, missing_extra
+from laser_lab.probing import vocabulary
 
 try:
     import matplotlib
@@ -102,11 +103,7 @@ def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[s
 
 def readable(token: str, limit: int | None = 12) -> str:
     """A token to draw: ⏎ new line, ⇥ tab, ␣ space at an end, U+XXXX for what the font lacks."""
-    inner = token.strip(" ")
-    start = len(token) - len(token.lstrip(" "))
-    end = len(token) - len(inner) - start if inner else 0
-    text = "␣" * start + inner + "␣" * end
-    text = text.replace("\r\n", "⏎").replace("\n", "⏎").replace("\r", "⏎").replace("\t", "⇥")
+    text = vocabulary.readable(token)
     text = "".join(c if c.isprintable() and ord(c) in _font_characters() else f"U+{ord(c):04X}" for c in text)
     return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
 
