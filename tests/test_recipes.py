@@ -54,6 +54,20 @@ def test_a_row_per_training_written_as_they_come(tiny, capsys):
     assert set(frame["depth"]) == {1, 2} and frame.loc[frame["depth"] == 1, "step2_names_bridge"].isna().all()
 
 
+def test_rows_that_the_same_code_trained_elsewhere_stay(tiny, monkeypatch, tmp_path_factory):
+    out = tiny / "recipes.csv"
+    recipes.main([str(out), "--only", "mixed", "--seeds", "1", "--workers", "0"])
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path_factory.mktemp("another")))
+    recipes.main([str(out), "--only", "mixed-others", "--workers", "0"])
+    found = pd.read_csv(out)
+    assert sorted(found["method"]) == ["basic", "latent", "lexical"], "that of the first machine is kept"
+    recipes.main([str(out), "--only", "mixed-others", "--workers", "0"])
+    assert len(pd.read_csv(out)) == 3, "and never twice"
+    found.assign(code="of another version").to_csv(out, index=False)
+    recipes.main([str(out), "--only", "mixed-others", "--workers", "0"])
+    assert sorted(pd.read_csv(out)["method"]) == ["basic", "latent"], "one table, one version of the code"
+
+
 def test_the_search_tries_every_method_equally(tiny, monkeypatch):
     assert len({len(trials) for trials in recipes.SEARCH.values()}) == 1
     small = {"lexical": ({"lexical": 1.0}, {}), "latent-halting": ({"learning_rate": 1e-3}, {})}
@@ -78,6 +92,9 @@ def test_ways_of_reading_one_model(tiny):
     assert (by["depth"]["steps"] == by["depth"]["depth"]).all() and (by["fixed 2"]["steps"] == 2).all()
     own = cell.frame().query("thinking_steps == 3").set_index("query_id")["ndcg@10"]
     assert by["halting"].set_index("query_id")["ndcg@10"].to_dict() == pytest.approx(own.to_dict(), abs=1e-6)
+    spent = adaptive.times(cell.load(), HopWorld(HopWorldConfig(**WORLD)), repeats=2)
+    assert len(spent) == 2 * 2 * 4 and (spent["ms"] > 0).all() and (spent["ms"] <= spent["p95"]).all()
+    assert set(spent["reading"]) == {"halting", "fixed 1", "fixed 2", "fixed 3"}, "each depth, and the budget"
     table = adaptive.table([cell])
     assert set(table["depth"]) == {0, 1, 2} and len(table) == 5 * 3
 

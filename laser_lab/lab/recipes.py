@@ -2,7 +2,8 @@
 
 Every row x K x seed of :data:`GROUPS`, each cell cached, into one table with a row per training:
 ``python -m laser_lab.lab.recipes figures/data/recipes.csv``. The table is written after every few cells, so a run that
-is cut leaves what it has, and a second run goes on. ``--search`` runs the trials of :data:`SEARCH` on dev instead.
+is cut leaves what it has, and a second run goes on; rows that another machine trained by the same code stay.
+``--search`` runs the trials of :data:`SEARCH` on dev instead.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.files import write_text
@@ -53,7 +55,9 @@ MIXED = {"hops": (1, 2, 3, 4), "train_queries": 2000}
 
 GROUPS: dict[str, Group] = {
     "easy": Group({"lexical": (3, 5, 8), "laser-halting": (3, 5, 8), "latent-halting": (3, 5, 8)}),
-    "easy-published": Group({"latent": (3, 5, 8), "laser": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5),
+    "easy-published": Group(
+        {"laser": (3, 5, 8), "laser-released": (3,), "latent": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5
+    ),
     "wordy": Group({"lexical": (3, 5)}, {"verbosity": 5}, WORDY),
     "wordy-others": Group(
         {
@@ -112,11 +116,21 @@ def row_of(cell: Cell, group: str) -> dict[str, Any]:
     return row | {"code": code_version(cell.module)[:12]}
 
 
-def table(cells: Iterable[tuple[str, Cell]]) -> pd.DataFrame:
-    """The finished ones among (group, cell) pairs, a row each."""
+IDENTITY = ["group", "method", "thinking_steps", "seed", "changed", "code"]
+"""Columns that say which training a row is, and by which code."""
+
+
+def table(cells: Iterable[tuple[str, Cell]], file: str | Path) -> pd.DataFrame:
+    """The finished ones among (group, cell) pairs, a row each, in their order; then what else `file` holds that the
+    present code trained elsewhere."""
     import pandas as pd
 
-    return pd.DataFrame([row_of(cell, group) for group, cell in cells if cell.done])
+    found = pd.DataFrame([row_of(cell, group) for group, cell in cells if cell.done])
+    if Path(file).exists():
+        earlier = pd.read_csv(file).fillna({"changed": ""})
+        of_this_code = earlier["code"] == code_version(Cell.module)[:12]
+        found = pd.concat([found, earlier[of_this_code]]).drop_duplicates(IDENTITY)
+    return found
 
 
 def summary(trainings: pd.DataFrame) -> pd.DataFrame:
@@ -170,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         every = [(name, cell) for name, group in GROUPS.items() for cell in group.cells()]
     for start in range(0, len(waiting), AT_ONCE):
         run([cell for _, cell in waiting[start : start + AT_ONCE]], workers=options.workers)
-        found = table(every)
+        found = table(every, options.file)
         write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
     print(summary(found).round(3).to_string(index=False))
     return 0
