@@ -9,6 +9,7 @@ is cut leaves what it has, and a second run goes on; rows that another machine t
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laser_lab.base.files import write_text
+from laser_lab.base.files import read_json, write_text
 from laser_lab.base.stats import failure_rate
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig
+from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.lab.cells import Cell, run
 from laser_lab.lab.provenance import code_version
 
@@ -111,9 +114,34 @@ def row_of(cell: Cell, group: str) -> dict[str, Any]:
         "seconds": cell.record["seconds"],
     }
     row |= {f"at_{steps}": value for steps, value in at.items()}
+    if cell.method == "rewrite":
+        row |= in_words(cell)
     for depth, some in own.groupby("depth"):
         row |= {f"ndcg@10_depth{depth}": some["ndcg@10"].mean(), f"steps_depth{depth}": some["steps"].mean()}
     return row | {"code": code_version(cell.module)[:12]}
+
+
+def in_words(cell: Cell) -> dict[str, float]:
+    """nDCG@10 of a trained ``rewrite`` row by what it reads after each query: ``rewritten``, what the world's language
+    model writes, and ``explicit``, the true reasoning. Computed once, kept in the cell's folder."""
+    from laser_lab.evaluation import score
+    from laser_lab.explicit import explicit_thoughts
+    from laser_lab.loading import load
+    from laser_lab.rewriting import rewrite_then_retrieve
+
+    file = cell.folder / "in_words.json"
+    if not file.exists():
+        world, model = HopWorld(HopWorldConfig(**cell.world)), cell.load()
+        task, length = world.task(cell.split), world.config.max_hops * world.config.verbosity
+        writer = load(pretrained(world.config), device="cpu")
+        end = model.tokenizer.eos_token
+        reader = rewrite_then_retrieve(writer, model, max_new_tokens=length, end=f" {end}", batch_size=100)
+        queries, documents = list(task.queries.values()), model.encode_document(list(task.corpus.values()))
+        view, _ = explicit_thoughts(model, queries, list(task.reasoning.values()))
+        found = {"rewritten": reader.encode_query(queries), "explicit": view.numpy()}
+        means = {name: score(vectors, documents, task)["ndcg@10"] for name, vectors in found.items()}
+        write_text(file, json.dumps(means))
+    return read_json(file)
 
 
 IDENTITY = ["group", "method", "thinking_steps", "seed", "changed", "code"]
