@@ -224,7 +224,7 @@ def training_steps(
         method = method_of(name)
         features, parts = dict(queries), [documents]
         if method.lexical:
-            features["lexical_ids"] = texts(batch, method.thinking_steps, 8)
+            features["lexical_ids"] = texts(batch, method.thinking_steps + 1, 8)  # and the end
             features["lexical_targets"] = torch.full(features["lexical_ids"].shape, 1 / 8, device=table.device)
         if method.needs_explicit:
             ends = torch.linspace(lengths[2] // 2, lengths[2] - 2, method.thinking_steps).long().to(table.device)
