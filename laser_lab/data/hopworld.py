@@ -314,7 +314,7 @@ class HopWorld:
         from laser_lab.data.readers import features
 
         rows = []
-        for composition in self._balanced() if split == "train" else self._split(split):
+        for composition in self._balanced() if split == "train" else self.compositions(split):
             negatives = self.hard_negatives(composition)
             rows.append(
                 {
@@ -338,7 +338,7 @@ class HopWorld:
         """A split to rank all documents for; one is relevant to each query. ValueError: no such split."""
         from laser_lab.data.readers import RetrievalTask
 
-        compositions = self._split(split)
+        compositions = self.compositions(split)
         return RetrievalTask(
             name=f"hopworld-{'-'.join(map(str, self.config.depths))}hop-{split}",
             queries={c.id: c.query for c in compositions},
@@ -353,7 +353,8 @@ class HopWorld:
         count = self.config.train_queries or max(map(len, groups))
         return [group[i % len(group)] for group in groups for i in range(count)]
 
-    def _split(self, split: str) -> list[Composition]:
+    def compositions(self, split: str) -> list[Composition]:
+        """Those of a split. ValueError: no such split."""
         if split not in self.splits:
             raise ValueError(f"split must be one of {', '.join(self.splits)}, got {split!r}")
         return self.splits[split]
