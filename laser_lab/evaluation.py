@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pytrec_eval
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.util import semantic_search
@@ -94,6 +93,8 @@ def score_run(run: dict[str, dict[str, float]], task: RetrievalTask) -> pd.DataF
     Raises:
         ValueError: The task has no positive grades, or a score is not finite.
     """
+    import pytrec_eval
+
     task.check()
     for found in run.values():
         check_ids(found.keys() - task.corpus.keys(), "the run")
