@@ -80,7 +80,7 @@ class _Worker:
         ids, texts = list(row["ids"]), list(row["texts"])
         encoded = np.zeros((len(ids), self.model.get_embedding_dimension()), self.how.dtype)
         steps = np.zeros(len(ids), np.int16)
-        for rows, found, taken in encode_batches(self.model, texts, self.how):
+        for rows, found, taken in encode_batches(self.model, ids, texts, self.how):
             encoded[rows], steps[rows] = found, taken
         shard = Shard(ids, encoded, steps, row["skipped"])
         return {"shard": row["shard"], "content": shard.to_bytes(), "documents": len(ids), "steps": int(steps.sum())}
@@ -120,7 +120,7 @@ def _cause(error: BaseException) -> BaseException:
     """What went wrong in a worker, without Ray's layers around it."""
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, (BadRows, OSError)) and type(found).__module__ != "ray.exceptions":
+        if isinstance(found, (ValueError, OSError)) and type(found).__module__ != "ray.exceptions":
             return found
         found = getattr(found, "cause", None) or found.__cause__
     return error

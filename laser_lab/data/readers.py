@@ -87,10 +87,13 @@ class BadRows(ValueError):
     """Rows that cannot be read, each as ``source:line: reason``."""
 
     def __init__(self, problems: list[str]) -> None:
+        super().__init__(problems)  # as it is, or no other process can read it
         self.problems = problems
-        shown = "\n  ".join(problems[:20])
-        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        super().__init__(f"{len(problems)} bad rows (pass skip_bad=True to leave them out):\n  {shown}{more}")
+
+    def __str__(self) -> str:
+        shown, count = "\n  ".join(self.problems[:20]), len(self.problems)
+        more = f"\n  ... and {count - 20} more" if count > 20 else ""
+        return f"{count} bad rows (pass skip_bad=True to leave them out):\n  {shown}{more}"
 
 
 def mini(split: str = "dev") -> RetrievalTask:
