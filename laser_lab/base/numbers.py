@@ -32,8 +32,8 @@ def check_finite(model: nn.Module, *vectors: Tensor) -> None:
 
 @contextmanager
 def named_rows(names: Callable[[int], int | str | None]) -> Iterator[None]:
-    """Inside, a :class:`NotFinite` names the text that ``names(row of the batch)`` gives, a number or what it is called,
-    if it gives one."""
+    """Inside, a :class:`NotFinite` names the text that ``names(row of the batch)`` gives, a number or what it is
+    called, if it gives one."""
     try:
         yield
     except NotFinite as error:

@@ -14,7 +14,6 @@ from sentence_transformers import SentenceTransformer
 from laser_lab.base.files import atomic_file, missing_extra
 from laser_lab.corpus.shards import Progress, Settings, encode_batches, read_documents
 from laser_lab.corpus.source import Source
-from laser_lab.data.readers import BadRows
 from laser_lab.index.folder import Shard, VectorFolder
 
 CORE, SMALL = 0.8, 0.1
