@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
+from laser_lab.base.numbers import named_rows
 from laser_lab.corpus.source import Documents, Source
 from laser_lab.data.readers import BadRows
 from laser_lab.index.folder import Shard, VectorFolder
@@ -48,7 +49,7 @@ def run_here(model: SentenceTransformer, source: Source, vectors: VectorFolder, 
         if vectors.has(number):
             continue
         documents = read_documents(source, number, how.skip_bad)
-        parts = encode_batches(model, documents.texts, how)
+        parts = encode_batches(model, documents.ids, documents.texts, how)
         encoded = np.zeros((len(documents.ids), vectors.index["settings"]["dimension"]), how.dtype)
         steps = np.zeros(len(encoded), np.int16)
         for rows, found, taken in parts:
@@ -73,21 +74,22 @@ def read_documents(source: Source, number: int, skip_bad: bool) -> Documents:
 
 
 def encode_batches(
-    model: SentenceTransformer, texts: Sequence[str], how: Settings
+    model: SentenceTransformer, ids: Sequence[str], texts: Sequence[str], how: Settings
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Batches of `texts`, long ones first: which rows (b,), their vectors (b, D) and the steps taken (b,)."""
     order = np.argsort([-len(text) for text in texts], kind="stable")
     think = {} if how.thinking_steps is None else {"thinking_steps": how.thinking_steps}
     for start in range(0, len(order), how.batch_size):
         rows = order[start : start + how.batch_size]
-        found = model.encode_document(
-            [texts[i] for i in rows],
-            prompt=how.prompt,
-            batch_size=len(rows),
-            output_value=None,
-            show_progress_bar=False,
-            **think,
-        )
+        with named_rows(rows.__getitem__, lambda row: f"document {ids[row]!r}"):
+            found = model.encode_document(
+                [texts[i] for i in rows],
+                prompt=how.prompt,
+                batch_size=len(rows),
+                output_value=None,
+                show_progress_bar=False,
+                **think,
+            )
         vectors = torch.stack([row["sentence_embedding"] for row in found]).float().cpu().numpy()
         yield rows, vectors.astype(how.dtype), _steps_taken(found)
 

@@ -92,6 +92,9 @@ class BadRows(ValueError):
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
         super().__init__(f"{len(problems)} bad rows (pass skip_bad=True to leave them out):\n  {shown}{more}")
 
+    def __reduce__(self) -> Any:  # from one process to another
+        return type(self), (self.problems,)
+
 
 def mini(split: str = "dev") -> RetrievalTask:
     """The bundled task: questions on science, everyday life, economics and code."""
