@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import shutil
 import sys
@@ -109,7 +108,7 @@ class Cell(Cached):
         """The retriever that the cell trained."""
         return load(self.folder / "model", device="cpu")
 
-    def fill(self, folder: Path) -> None:
+    def fill(self, folder: Path) -> dict[str, Any]:
         """Train, read and record."""
         world = HopWorld(HopWorldConfig(**self.world))
         settings = HOPWORLD_SETTINGS | self.settings
@@ -128,9 +127,8 @@ class Cell(Cached):
         (folder / "run" / "final").rename(folder / "model")
         shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
         longest = model.encoder.max_steps or max(READ_STEPS, self.steps)
-        scores = _read(model, world, self.split, self.steps, longest)
-        scores.to_csv(folder / "per_query.csv", index=False)
-        write_text(folder / "cell.json", json.dumps(record | {"history": model.history}, indent=1))
+        _read(model, world, self.split, self.steps, longest).to_csv(folder / "per_query.csv", index=False)
+        return record | {"history": model.history}
 
 
 WEIGHS = 0.01
