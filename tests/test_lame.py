@@ -13,18 +13,9 @@ from torch import nn
 import laser_lab as ll
 from laser_lab.lab import cells as experiments
 from laser_lab.lab.cells import Cell
-from laser_lab.lame import (
-    TARGET_LENGTH,
-    WEIGHTS_FILE,
-    Diversity,
-    ReasonEncoder,
-    ReasonTokens,
-    cosines,
-    one_pass_thinking,
-    reconstruct,
-    step_rank,
-    targets,
-)
+from laser_lab.lame import Diversity, ReasonEncoder, cosines, reconstruct, step_rank, targets
+from laser_lab.lame.encoder import WEIGHTS_FILE, one_pass_thinking
+from laser_lab.lame.heads import TARGET_LENGTH, ReasonTokens
 from laser_lab.probing.causal import soft_tokens
 from laser_lab.probing.tracing import final_norm, think_layers
 from laser_lab.training.objectives import BottleneckLoss

@@ -13,9 +13,12 @@ class NotFinite(ValueError):
     """An embedding has NaN or infinite entries."""
 
     def __init__(self, message: str, rows: list[int]) -> None:
-        super().__init__(message)
+        super().__init__(message, rows)  # both, or no other process can read it
         self.rows = rows
         """which of the batch"""
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 def check_finite(model: nn.Module, *vectors: Tensor) -> None:
@@ -28,16 +31,18 @@ def check_finite(model: nn.Module, *vectors: Tensor) -> None:
 
 
 @contextmanager
-def named_rows(indices: Callable[[int], int | None]) -> Iterator[None]:
-    """Inside, a :class:`NotFinite` names the text that ``indices(row of the batch)`` gives, if it gives one."""
+def named_rows(names: Callable[[int], int | str | None]) -> Iterator[None]:
+    """Inside, a :class:`NotFinite` names the text that ``names(row of the batch)`` gives, a number or what it is
+    called, if it gives one."""
     try:
         yield
     except NotFinite as error:
-        index = indices(error.rows[0])
-        if index is None:
+        name = names(error.rows[0])
+        if name is None:
             raise
+        what = f"text number {name}" if isinstance(name, int) else name
         reason = str(error).partition(": ")[2]
-        raise NotFinite(f"the embedding of text number {index} is not finite: {reason}", error.rows) from None
+        raise NotFinite(f"the embedding of {what} is not finite: {reason}", error.rows) from None
 
 
 def likely_cause(model: nn.Module) -> str:
