@@ -47,6 +47,9 @@ class Method:
         check_steps(self.thinking_steps)
         if self.document_steps is not None:
             check_steps(self.document_steps)
+        for name in (f.name for f in fields(self) if f.type == "float"):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         weights = {name: getattr(self, name) for name in self._of_kind("weight")}
         if not all(0 <= value < float("inf") for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"weights must not be negative, and one must be positive: {weights}")

@@ -89,7 +89,8 @@ def encode_batches(
     model.eval()
     for start in range(0, len(order), how.batch_size):
         rows = order[start : start + how.batch_size]
-        with torch.inference_mode(), named_rows(lambda row, rows=rows: f"document {ids[rows[row]]!r}"):
+        named = named_rows(rows.__getitem__, lambda row: f"document {ids[row]!r}")
+        with torch.inference_mode(), named:
             features = model.preprocess([texts[i] for i in rows], prompt=how.prompt, task="document")
             found = model(batch_to_device(features, model.device), task="document", **think)
         vectors = found["sentence_embedding"][:, : model.truncate_dim].float().cpu().numpy()

@@ -101,6 +101,9 @@ class BadRows(ValueError):
         lines = "\n  ".join(shown)
         return f"{self.count} bad rows (pass skip_bad=True to leave them out):\n  {lines}{more}"
 
+    def __reduce__(self) -> Any:  # from one process to another
+        return type(self), (self.problems,)
+
 
 def mini(split: str = "dev") -> RetrievalTask:
     """The bundled task: questions on science, everyday life, economics and code."""

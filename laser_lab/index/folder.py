@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laser_lab.base.files import atomic_file, write_text
+from laser_lab.base.files import atomic_file, read_json, write_text
 
 DTYPES = ("float16", "float32")
 FORMAT = 1
@@ -76,10 +76,10 @@ class VectorFolder:
         """What ``index.json`` says; None where it is not there.
 
         Raises:
-            ValueError: It was written by another version of this format.
+            ValueError: It was written by another version of this format, or is half a file.
         """
         try:
-            index = json.loads((self.path / "index.json").read_text(encoding="utf-8"))
+            index = read_json(self.path / "index.json")
         except FileNotFoundError:
             return None
         if index.get("format") != FORMAT:
@@ -128,7 +128,7 @@ class VectorFolder:
     def source_plan(self) -> dict[str, Any] | None:
         """What ``source.json`` says: which rows of the source each shard holds; None where it is not there."""
         try:
-            return json.loads((self.path / "source.json").read_text(encoding="utf-8"))
+            return read_json(self.path / "source.json")
         except FileNotFoundError:
             return None
 

@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from laser_lab.base.files import atomic_file, cache_dir, missing_extra, write_text
+from laser_lab.base.files import atomic_file, cache_dir, missing_extra, read_json, write_text
 from laser_lab.data.hopworld import HopWorldConfig
 from laser_lab.lab.provenance import PACKAGE, code_version, imported
 
@@ -119,10 +119,10 @@ def _digests(notebook: Path) -> dict[str, str]:
 
 def _record(notebook: Path, started: float, preset: str) -> None:
     """Note what `notebook` has just written, and remove what an earlier version of it wrote."""
+    manifest = read_json(MANIFEST) if MANIFEST.exists() else {}
     for file in written_by(notebook):
         if file.stat().st_mtime < started:
             file.unlink()
-    manifest = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
     made_by = {"configuration": configuration(notebook), "code": library_version(notebook), "preset": preset}
     manifest[notebook.stem] = made_by | {"files": _digests(notebook)}
     write_text(MANIFEST, json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
         start = time.time()
         print(f"{notebook.stem} ...", end=" ", flush=True)
         stamp = _stamp(notebook, options.preset)  # before: what is edited meanwhile is not what ran
-        noted = json.loads(stamp.read_text()) if stamp.exists() else {}
+        noted = read_json(stamp) if stamp.exists() else {}
         if not options.names and noted == {notebook.name: digest(notebook)} | _digests(notebook):
             print("up to date")
             continue
