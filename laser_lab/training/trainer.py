@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -23,10 +22,8 @@ from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentRetriever, think
 from laser_lab.evaluation import score_steps
 from laser_lab.loading import load
-from laser_lab.training.objectives import IDS, BottleneckLoss, DualViewLoss
+from laser_lab.training.objectives import IDS, Objective
 from laser_lab.training.resume import begin, finish, is_at_its_end
-
-logger = logging.getLogger(__name__)
 
 FOLDED = 2**16  # weights of the largest LoRA layer whose products are cheaper than its calls
 
@@ -73,7 +70,7 @@ class LatentTrainer(SentenceTransformerTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step, without the gradients of a frozen backbone; the optimizer keeps its parameters, so stages can change
         in a run."""
-        loss: DualViewLoss | BottleneckLoss = self.loss
+        loss: Objective = self.loss
         loss.progress = self.state.global_step / max(1, self.state.max_steps)
         if loss.needs_teacher:
             loss.teacher = self._frozen_teacher()
