@@ -25,14 +25,8 @@ SWEPT_AFTER = 24 * 3600
 
 @contextmanager
 def locked(file: str | os.PathLike[str], holder: str, wait: bool = True) -> Iterator[None]:
-    """Hold the lock `file`; where another process does, wait for it and say so once.
-
-    Args:
-        holder: Who holds it, for the message: ``"another process that makes X"``.
-
-    Raises:
-        RuntimeError: It is held, and `wait` is off.
-    """
+    """Hold the lock `file`. Where another process does, wait and say once for whom: `holder`, such as ``"another
+    process that makes X"``. RuntimeError: it is held, and `wait` is off."""
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
@@ -48,8 +42,8 @@ def locked(file: str | os.PathLike[str], holder: str, wait: bool = True) -> Iter
 
 
 def end_with_parent(interval: float = 1.0) -> None:
-    """Let this process end itself soon after its parent is gone: a killed parent cannot tell its workers. Called in a
-    worker; a second call does nothing."""
+    """Called in a worker, ends it soon after its parent: a killed parent cannot tell its workers. A second call does
+    nothing."""
     name = "laser_lab-end-with-parent"
     if any(thread.name == name for thread in threading.enumerate()):
         return
@@ -78,8 +72,7 @@ def scratch_prefix(name: str = "") -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove scratch files and folders in `folder` that a process of this machine left: it is dead, and they are older
-    than a day. Nothing else is touched."""
+    """Remove the scratch in `folder` that is older than a day and whose process, of this machine, is dead."""
     for path in folder.glob(".*.laser_lab-*"):
         found = _SCRATCH.match(path.name)
         if found is None or found[1] != _host() or psutil.pid_exists(int(found[2])):
