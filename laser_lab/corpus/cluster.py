@@ -105,8 +105,8 @@ def _pack(model: SentenceTransformer, vectors: VectorFolder) -> None:
     """The model as a file that all workers read."""
     from ray import cloudpickle
 
-    with atomic_file(vectors.model_file) as temporary:
-        torch.save(model, temporary, pickle_module=cloudpickle)
+    with vectors.room_for("the model"), atomic_file(vectors.model_file) as temporary, temporary.open("wb") as file:
+        torch.save(model, file, pickle_module=cloudpickle)
 
 
 def _unpack(vectors: VectorFolder, device: str) -> SentenceTransformer:

@@ -86,7 +86,7 @@ class BadRows(ValueError):
     """
 
     def __init__(self, problems: list[str], count: int | None = None) -> None:
-        super().__init__(problems, count)  # as they are, or no other process can read it
+        super().__init__(problems, count)  # as they are: from one process to another an error goes with its arguments
         self.problems = problems
         self.count = len(problems) if count is None else count
 
@@ -95,9 +95,6 @@ class BadRows(ValueError):
         more = f"\n  ... and {self.count - len(shown)} more" if self.count > len(shown) else ""
         lines = "\n  ".join(shown)
         return f"{self.count} bad rows (pass skip_bad=True to leave them out):\n  {lines}{more}"
-
-    def __reduce__(self) -> Any:  # from one process to another
-        return type(self), (self.problems,)
 
 
 def mini(split: str = "dev") -> RetrievalTask:
