@@ -109,7 +109,7 @@ LINES = {
     r"not JSON: .*digits": b'{"id": ' + b"9" * 5000 + b', "text": "x"}',
     r"a JSON object is expected, not list": b"[1]",
     r"not JSON: ": b'{"id": "b", "text": ',
-    r"not JSON:  ": "{'id': 'b'}".encode(),
+    r"not JSON:  ": b"{'id': 'b'}",
 }
 
 

@@ -20,7 +20,6 @@ from test_training import interrupted as cut
 import laser_lab as ll
 from laser_lab.base.numbers import NotFinite
 from laser_lab.data.readers import BadRows, RetrievalTask, features, read_corpus, read_dataset, read_task
-from laser_lab.encoder import LatentEncoder
 from laser_lab.evaluation import rank, score, score_run
 from laser_lab.explicit import explicit_thoughts
 from laser_lab.lab import entailment, notebooks
@@ -115,14 +114,11 @@ def test_the_likely_cause(tiny_folder, tmp_path):
     with pytest.raises(NotFinite, match=r"layers.0.mlp.up_proj.weight holds NaN"):
         model.encode(TEXTS)
     big = tiny_model()
-    big.model.layers[1].mlp.down_proj.weight.data *= 1e6  # finite, and too large for float16
+    big.model.layers[1].mlp.down_proj.weight.data *= 1e5  # finite, and too large for float16
     big.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     assert np.isfinite(ll.load(tmp_path, device="cpu").encode(TEXTS)).all()
-    with pytest.raises(
-        ValueError,
-        match="float16 overflows in this model: load it with dtype='bfloat16'|down_proj.weight holds NaN or inf",
-    ):
+    with pytest.raises(ValueError, match="float16 overflows in this model: load it with dtype='bfloat16'"):
         ll.load(tmp_path, device="cpu", dtype=torch.float16)
 
 
