@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ from laser_lab.weights import CONFIG_FILE, load_backbone, resolve
 logger = logging.getLogger(__name__)
 
 _SAVED_WEIGHTS = r"(model|adapter_model|reason_tokens)(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_config\.json"
+TextEdit = Callable[[int, Tensor, list[int]], Tensor]
+"""(k, soft token t_k (b, D), the indices of these b texts) to what is fed back instead, (b, D)"""
 DEFAULT_THINKING_STEPS = 3
 DEFAULT_MAX_LENGTH = 512  # what the published checkpoints were trained with; they are evaluated at 8192
 
@@ -357,7 +359,7 @@ def think(
     batch_size: int = 32,
     threshold: float | None = None,
     show_progress_bar: bool = False,
-    edit: Callable[[int, Tensor, list[int]], Tensor] | None = None,
+    edit: TextEdit | None = None,
 ) -> Thoughts:
     """What the model thinks about each text, step by step, without gradients.
 
@@ -366,8 +368,7 @@ def think(
         prompt_name: ``"query"`` to think as ``encode_query`` does; default: the bare text.
         prompts: One per text, as of :meth:`LatentRetriever.encode`.
         threshold: Weight below which a text stops thinking; default: the model's own. 0: all K states are computed.
-        edit: An intervention: called with k, soft token t_k (b, D) and the indices of these b texts; returns what is
-            fed back instead.
+        edit: An intervention (:data:`TextEdit`).
 
     Returns:
         :class:`Thoughts` with (B, K, D) float32 states, in the order of `texts`.
@@ -381,19 +382,36 @@ def think(
     steps = encoder.steps_of(thinking_steps, prompt_name)
     asked, prompt = join_queries(texts, prompts, model._resolve_prompt(prompt, prompt_name) or "")
     found: dict[str, Tensor] = {}
-    model.eval()
+    progress = "Thinking" if show_progress_bar else None
     with torch.inference_mode():
-        for rows in in_batches(texts, batch_size, "Thinking" if show_progress_bar else None):
-            features = encoder.preprocess([asked[i] for i in rows], prompt=prompt)
-            features = {key: value.to(model.device) for key, value in features.items()}
-            change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
-            thought = encoder.think(features, steps, threshold=threshold, edit=change)
-            with named_rows(rows.__getitem__):
-                check_finite(encoder, *(value for value in thought.values() if value.is_floating_point()))
+        for rows, thought in thought_batches(model, asked, steps, prompt, batch_size, threshold, edit, progress):
             put_rows(found, rows, thought, len(texts))
     if not found:
         found["states"] = torch.zeros(0, steps, encoder.get_embedding_dimension())
     return encoder.thoughts_class([label_of(text) for text in texts], **found)
+
+
+def thought_batches(
+    model: SentenceTransformer,
+    texts: Sequence[Input],
+    thinking_steps: int,
+    prompt: str | None,
+    batch_size: int,
+    threshold: float | None,
+    edit: TextEdit | None,
+    progress: str | None = None,
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Per batch: which of `texts` it holds, and what :meth:`LatentEncoder.think` gives. Arguments of :func:`think`."""
+    encoder: LatentEncoder = model[0]
+    model.eval()
+    for rows in in_batches(texts, batch_size, progress):
+        features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
+        features = {key: value.to(model.device) for key, value in features.items()}
+        change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
+        thought = encoder.think(features, thinking_steps, threshold=threshold, edit=change)
+        with named_rows(rows.__getitem__):
+            check_finite(encoder, *(value for value in thought.values() if value.is_floating_point()))
+        yield rows, thought
 
 
 def put_rows(found: dict[str, Tensor], rows: Sequence[int], values: dict[str, Tensor], count: int) -> None:

@@ -12,10 +12,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from laser_lab.base.files import atomic_file, missing_extra
-from laser_lab.base.numbers import NotFinite
 from laser_lab.corpus.shards import Progress, Settings, encode_batches, read_documents
 from laser_lab.corpus.source import Source
-from laser_lab.data.readers import BadRows
 from laser_lab.index.folder import Shard, VectorFolder
 
 CORE, SMALL = 0.8, 0.1
@@ -121,7 +119,7 @@ def _cause(error: BaseException) -> BaseException:
     """What went wrong in a worker, without Ray's layers around it."""
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, (BadRows, NotFinite, OSError)) and type(found).__module__ != "ray.exceptions":
+        if isinstance(found, (ValueError, OSError)) and type(found).__module__ != "ray.exceptions":
             return found
         found = getattr(found, "cause", None) or found.__cause__
     return error

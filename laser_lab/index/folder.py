@@ -14,7 +14,9 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -169,8 +171,14 @@ class VectorFolder:
         for file in (self.path / "vectors").glob(".*.parquet"):
             file.unlink(missing_ok=True)
         self.model_file.unlink(missing_ok=True)
-        for scratch in self.path.glob(".ids.*"):
+        for scratch in self.path.glob(".scratch.*"):
             shutil.rmtree(scratch, ignore_errors=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder in this one that is gone after the block."""
+        with tempfile.TemporaryDirectory(prefix=".scratch.", dir=self.path) as name:
+            yield Path(name)
 
     def read_shard(self, number: int) -> Shard:
         table = pq.read_table(self.shard_file(number), partitioning=None)
