@@ -4,6 +4,7 @@ saving, the Hub, trainers and evaluators."""
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -312,7 +313,7 @@ class LatentRetriever(SentenceTransformer):
 
     @classmethod
     def _multi_process_worker(cls, *args: Any) -> None:
-        end_with_parent()
+        end_with_parent(multiprocessing.parent_process().pid)
         super()._multi_process_worker(*args)
 
     def encode(self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] = (), **kwargs: Any) -> Any:

@@ -114,14 +114,11 @@ def test_the_likely_cause(tiny_folder, tmp_path):
     with pytest.raises(NotFinite, match=r"layers.0.mlp.up_proj.weight holds NaN"):
         model.encode(TEXTS)
     big = tiny_model()
-    big.model.layers[1].mlp.down_proj.weight.data *= 1e6  # finite, and too large for float16
+    big.model.layers[1].mlp.down_proj.weight.data *= 1e5  # finite, and too large for float16
     big.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     assert np.isfinite(ll.load(tmp_path, device="cpu").encode(TEXTS)).all()
-    with pytest.raises(
-        ValueError,
-        match="float16 overflows in this model: load it with dtype='bfloat16'|down_proj.weight holds NaN or inf",
-    ):
+    with pytest.raises(ValueError, match="float16 overflows in this model: load it with dtype='bfloat16'"):
         ll.load(tmp_path, device="cpu", dtype=torch.float16)
 
 

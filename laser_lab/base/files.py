@@ -93,6 +93,7 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` only when the block ends without an error."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     handle, name = tempfile.mkstemp(prefix=scratch_prefix(target.name), suffix=target.suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)

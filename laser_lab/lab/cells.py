@@ -198,7 +198,7 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
 def _quietly(function: Callable[[Any], Any], item: Any, cache: Path, caller: int | None = None) -> str | None:
     """Call without what it prints; what went wrong, if anything did, so that the others go on."""
     if caller not in (None, os.getpid()):  # the id of the process that asks
-        end_with_parent()
+        end_with_parent(caller)
     os.environ["LASER_LAB_CACHE"] = str(cache)  # workers are kept, with the environment that they started in
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:

@@ -16,12 +16,12 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from laser_lab.base.company import scratch_folder
 from laser_lab.base.files import atomic_file, cache_dir, missing_extra, read_json, write_text
 from laser_lab.data.hopworld import HopWorldConfig
 from laser_lab.lab.provenance import PACKAGE, code_version, imported
@@ -55,7 +55,7 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
     """
     notebook, output = Path(notebook), Path(output)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' too: they leave broken lines in a notebook
-    with atomic_file(output) as temporary, tempfile.TemporaryDirectory(prefix="laser_lab-") as sockets:
+    with atomic_file(output) as temporary, scratch_folder("k") as sockets:
         nbformat.write(_as_written(notebook), temporary)
         known = papermill.inspect_notebook(temporary) if parameters else {}
         papermill.execute_notebook(
@@ -155,7 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [n for n in notebooks if not options.names or n.name.startswith(tuple(options.names))]
     if len(chosen) > 1 and not HopWorldConfig().folder.exists():
         # most of them need the default world's language model: one thread trains it while the first ones run
-        command = "from laser_lab.data.hopworld_lm import pretrained; pretrained()"
+        command = "from laser_lab.base.company import end_with_parent as end; from laser_lab.data import hopworld_lm; "
+        command += f"end({os.getpid()}); hopworld_lm.pretrained()"
         subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
     for notebook in chosen:
         start = time.time()
