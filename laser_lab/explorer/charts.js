@@ -42,7 +42,7 @@ function lineChart(series, { title, k, ends, log = false }) {
   const axis = (value, at) => s("text", { class: "le-axis", x: left - 6, y: at, "text-anchor": "end" }, figure(value));
   return s(
     "svg",
-    { viewBox: `0 0 ${width} ${height}`, class: "le-chart le-small", role: "img", "aria-label": `${title}. ${told}` },
+    { viewBox: `0 0 ${width} ${height}`, class: "le-chart le-small", role: "img", "aria-label": `${title}. ${told}. ${ending({ taken: ends[0] }, steps)}` },
     s("rect", { class: "le-now", x: x(k - 1) - 9, y: 2, width: 18, height: height - 4, rx: 4 }),
     ends.map((end, i) => end < steps && endMark(x(end - 0.5), 2, height - down, i > 0 && "le-second")).reverse(),
     all.length > 0 && [axis(above, up + 4), above !== below && axis(below, height - down + 4)],
