@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from laser_lab.backbone import Backbone
 from laser_lab.base.company import end_with_parent
-from laser_lab.base.files import atomic_folder
+from laser_lab.base.files import atomic_folder, named_files
 from laser_lab.base.inputs import (
     Input,
     check_count,
@@ -29,7 +29,7 @@ from laser_lab.base.inputs import (
     is_single,
     label_of,
 )
-from laser_lab.base.numbers import check_finite, named_rows
+from laser_lab.base.numbers import NotFinite, check_finite, named_rows
 from laser_lab.data.prompts import join_queries, prefixed
 from laser_lab.data.templates import check_template, wrapped
 from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
@@ -38,6 +38,8 @@ from laser_lab.weights import CONFIG_FILE, load_backbone, resolve
 logger = logging.getLogger(__name__)
 
 _SAVED_WEIGHTS = r"(model|adapter_model|reason_tokens)(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_config\.json"
+TextEdit = Callable[[int, Tensor, list[int]], Tensor]
+"""(k, soft token t_k (b, D), the indices of these b texts) to what is fed back instead, (b, D)"""
 DEFAULT_THINKING_STEPS = 3
 DEFAULT_MAX_LENGTH = 512  # what the published checkpoints were trained with; they are evaluated at 8192
 
@@ -244,8 +246,13 @@ class LatentEncoder(InputModule):
     def check_finite(self, *vectors: Tensor) -> None:
         """Raise a NotFinite if one of (B, ...) `vectors` has an entry that is not finite. In training the losses are
         looked at instead, which knows the ids."""
-        if not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            return
+        try:
             check_finite(self, *vectors)
+        except NotFinite as error:
+            error.inputs = [self.last_batch[row] for row in error.rows if row < len(self.last_batch)]
+            raise
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the model (or its adapter alone), tokenizer and settings."""
@@ -270,13 +277,14 @@ class LatentEncoder(InputModule):
         backbone that :func:`laser_lab.weights.load_backbone` reads; `settings` go over those saved."""
         options = dict(model_kwargs or {})
         where = {key: kwargs[key] for key in ("device", "dtype", "adapter") if key in kwargs}
-        backbone = load_backbone(
-            model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **where, **options
-        )
         saved: dict[str, Any] = {}
-        for source in (model_name_or_path, where.get("adapter")):
-            if source is not None and not os.path.isfile(source):
-                saved |= cls.load_config(resolve(source), revision=revision)
+        with named_files(model_name_or_path, where.get("adapter")):
+            backbone = load_backbone(
+                model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **where, **options
+            )
+            for source in (model_name_or_path, where.get("adapter")):
+                if source is not None and not os.path.isfile(source):
+                    saved |= cls.load_config(resolve(source), revision=revision)
         saved.pop("base", None)
         return cls(backbone, **(saved | (settings or {})))
 
@@ -331,14 +339,12 @@ class LatentRetriever(SentenceTransformer):
         elif not (inputs := self.encoder.check_inputs(inputs)):
             empty = np.zeros((0, self.get_embedding_dimension() or 0), dtype=np.float32)
             return torch.from_numpy(empty).to(self.device) if kwargs.get("convert_to_tensor") else empty
-        with named_rows(lambda row: self._index(inputs, row)):
+        try:
             return super().encode(inputs, *args, **kwargs)
-
-    def _index(self, inputs: Sequence[Input], row: int) -> int | None:
-        """Which of `inputs` was in this row of the last batch, if that was of them."""
-        batch = self.encoder.last_batch
-        every = [inputs] if is_single(inputs) else inputs
-        return next((i for i, item in enumerate(every) if row < len(batch) and item is batch[row]), None)
+        except NotFinite as error:  # of this process or of a worker's, sorted by length
+            every = [inputs] if is_single(inputs) else inputs
+            error.name(i for i, item in enumerate(every) if item in error.inputs)
+            raise
 
 
 def think(
@@ -352,7 +358,7 @@ def think(
     batch_size: int = 32,
     threshold: float | None = None,
     show_progress_bar: bool = False,
-    edit: Callable[[int, Tensor, list[int]], Tensor] | None = None,
+    edit: TextEdit | None = None,
 ) -> Thoughts:
     """What the model thinks about each text, step by step, without gradients.
 
@@ -361,8 +367,7 @@ def think(
         prompt_name: ``"query"`` to think as ``encode_query`` does; default: the bare text.
         prompts: One per text, as of :meth:`LatentRetriever.encode`.
         threshold: Weight below which a text stops thinking; default: the model's own. 0: all K states are computed.
-        edit: An intervention: called with k, soft token t_k (b, D) and the indices of these b texts; returns what is
-            fed back instead.
+        edit: An intervention (:data:`TextEdit`).
 
     Returns:
         :class:`Thoughts` with (B, K, D) float32 states, in the order of `texts`.
@@ -376,19 +381,36 @@ def think(
     steps = encoder.steps_of(thinking_steps, prompt_name)
     asked, prompt = join_queries(texts, prompts, model._resolve_prompt(prompt, prompt_name) or "")
     found: dict[str, Tensor] = {}
-    model.eval()
+    progress = "Thinking" if show_progress_bar else None
     with torch.inference_mode():
-        for rows in in_batches(texts, batch_size, "Thinking" if show_progress_bar else None):
-            features = encoder.preprocess([asked[i] for i in rows], prompt=prompt)
-            features = {key: value.to(model.device) for key, value in features.items()}
-            change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
-            thought = encoder.think(features, steps, threshold=threshold, edit=change)
-            with named_rows(rows.__getitem__):
-                check_finite(encoder, *(value for value in thought.values() if value.is_floating_point()))
+        for rows, thought in thought_batches(model, asked, steps, prompt, batch_size, threshold, edit, progress):
             put_rows(found, rows, thought, len(texts))
     if not found:
         found["states"] = torch.zeros(0, steps, encoder.get_embedding_dimension())
     return encoder.thoughts_class([label_of(text) for text in texts], **found)
+
+
+def thought_batches(
+    model: SentenceTransformer,
+    texts: Sequence[Input],
+    thinking_steps: int,
+    prompt: str | None,
+    batch_size: int,
+    threshold: float | None,
+    edit: TextEdit | None,
+    progress: str | None = None,
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Per batch: which of `texts` it holds, and what :meth:`LatentEncoder.think` gives. Arguments of :func:`think`."""
+    encoder: LatentEncoder = model[0]
+    model.eval()
+    for rows in in_batches(texts, batch_size, progress):
+        features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
+        features = {key: value.to(model.device) for key, value in features.items()}
+        change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
+        thought = encoder.think(features, thinking_steps, threshold=threshold, edit=change)
+        with named_rows(rows.__getitem__):
+            check_finite(encoder, *(value for value in thought.values() if value.is_floating_point()))
+        yield rows, thought
 
 
 def put_rows(found: dict[str, Tensor], rows: Sequence[int], values: dict[str, Tensor], count: int) -> None:

@@ -30,8 +30,7 @@ def generate_reasoning(
         template: The LM's prompt, with ``{query}`` in it; else a ValueError.
         max_length: Tokens of the prompt; its beginning is cut.
     """
-    if "{query}" not in template:
-        raise ValueError(f"template must hold {{query}}, got {template!r}")
+    _check_template(template)
     texts = [template.replace("{query}", query) for query in check_texts(queries)]
     tokenizer, model = backbone.tokenizer, backbone.model
     written = [""] * len(texts)
@@ -82,14 +81,14 @@ def rewrite_then_retrieve(
     max_new_tokens: int = 128,
     batch_size: int = 16,
 ) -> RewriteRetriever:
-    """A retriever of [q ; generated r]: `generator` reasons in words first. It shares `retriever`'s weights and
-    settings.
+    """A retriever of [q ; generated r], with `retriever`'s weights and settings: `generator` reasons in words first.
 
     Args:
         generator: A loaded retriever (its backbone writes) or a :class:`Backbone`; may be `retriever` itself.
         template: The generator's prompt, with ``{query}`` in it; else a ValueError.
         end: What follows the reasoning: the tokenizer's eos for a retriever trained as ``METHODS["rewrite"]``.
     """
+    _check_template(template)
     backbone = generator if isinstance(generator, Backbone) else generator[0].backbone
     combined = RewriteRetriever(
         modules=[retriever.encoder],
@@ -101,6 +100,9 @@ def rewrite_then_retrieve(
     object.__setattr__(combined, "generator", backbone)
     combined.end = end
     combined.options = dict(template=template, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return combined
+
+
+def _check_template(template: str) -> None:
     if "{query}" not in template:
         raise ValueError(f"template must hold {{query}}, got {template!r}")
-    return combined

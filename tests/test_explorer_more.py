@@ -17,7 +17,10 @@ from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.explorer import Change, Explorer
 from laser_lab.explorer.answers import LAYER_TOKENS, NEIGHBOURS
 from laser_lab.explorer.changes import KINDS, STEPS
-from laser_lab.probing import blend, fit_lens, logit_lens, steer, think_layers, token_embeddings
+from laser_lab.probing.causal import blend, steer
+from laser_lab.probing.lens import fit_lens
+from laser_lab.probing.tracing import think_layers
+from laser_lab.probing.vocabulary import logit_lens, token_embeddings
 
 
 def retriever(seed: int = 0, **options) -> LatentRetriever:

@@ -165,6 +165,18 @@ def check_files(folder: str | os.PathLike[str], suffixes: Sequence[str] = (".jso
             raise ValueError(text) from error
 
 
+@contextmanager
+def named_files(*folders: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Inside, an error names the corrupt file (:func:`check_files`) where one of the folders has one."""
+    try:
+        yield
+    except Exception:
+        for folder in folders:
+            if folder is not None and os.path.isdir(folder):
+                check_files(folder)
+        raise
+
+
 def cached_build(folder: Path, build: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.exists) -> Path:
     """`folder`, built once by ``build(temporary_folder)``; safe against crashes and a second process, which waits. One
     that is there and not whole is built again, and replaced."""

@@ -156,7 +156,7 @@ class Answers:
             - ``tokens``: per step the most probable, each with ``text``, ``name`` to choose it by, and ``p``;
               nothing after the end;
             - ``path``: per K the place in the plane;
-            - ``statistics``: name to a value per step (:func:`laser_lab.probing.step_statistics`), and the cosine of
+            - ``statistics``: name to a value per step (:func:`step_statistics`), and the cosine of
               the embedding after K steps to the ``best`` and to the ``relevant`` document;
             - ``courses``: per followed token ``name``, ``text``, and per step ``p`` and ``rank``;
             - ``documents``, those among the first for some K or relevant: ``row``, ``id``, ``text``, ``relevant`` and,

@@ -54,16 +54,13 @@ class Cached:
     @property
     def done(self) -> bool:
         """Whether the result is there, with as many rows as it was written with: a loss of power can cut a file."""
-        if not self.folder.exists():
-            return False
         try:
-            rows = read_json(self.folder / ROWS_FILE)
             self.record  # noqa: B018
-        except FileNotFoundError:  # of an earlier version, or cut
-            rows = None
-        except ValueError:
+            rows = self._rows()
+            count = self.folder / ROWS_FILE
+            return not count.exists() or read_json(count) == rows  # earlier versions did not count
+        except (FileNotFoundError, ValueError):
             return False
-        return (self.folder / self.record_file).exists() and (rows is None or rows == self._rows())
 
     def _rows(self, folder: Path | None = None) -> int:
         with open((folder or self.folder) / "per_query.csv", "rb") as file:

@@ -21,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from laser_lab.base.files import atomic_file, cache_dir, missing_extra, write_text
+from laser_lab.base.files import atomic_file, cache_dir, missing_extra, read_json, write_text
 from laser_lab.data.hopworld import HopWorldConfig
 from laser_lab.lab.provenance import PACKAGE, code_version, imported
 
@@ -126,10 +126,10 @@ def _digests(notebook: Path) -> dict[str, str]:
 
 def _record(notebook: Path, started: float, preset: str) -> None:
     """Note what `notebook` has just written, and remove what an earlier version of it wrote."""
+    manifest = read_json(MANIFEST) if MANIFEST.exists() else {}
     for file in written_by(notebook):
         if file.stat().st_mtime < started:
             file.unlink()
-    manifest = json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
     manifest[notebook.stem] = {
         "configuration": configuration(notebook),
         "code": library_version(notebook),

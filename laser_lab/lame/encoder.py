@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
@@ -218,8 +219,6 @@ class ReasonEncoder(LatentEncoder):
         return found
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        from safetensors.torch import save_file
-
         super().save(output_path, *args, **kwargs)
         tensors = {name: tensor.contiguous() for name, tensor in self.reasoner.state_dict().items()}
         save_file(tensors, os.path.join(output_path, WEIGHTS_FILE))
@@ -227,8 +226,6 @@ class ReasonEncoder(LatentEncoder):
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> ReasonEncoder:
         """What :meth:`save` wrote. ValueError: reason tokens are missing, or do not fit the backbone."""
-        from safetensors.torch import load_file
-
         encoder = super().load(model_name_or_path, **kwargs)
         source = kwargs.get("adapter") or model_name_or_path
         file = cls.load_file_path(source, WEIGHTS_FILE, revision=kwargs.get("revision"))
@@ -255,11 +252,8 @@ def use_reason_tokens(model: LatentRetriever, count: int, *, decoder: bool = Tru
 
 @torch.inference_mode()
 def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TARGET_LENGTH) -> list[str]:
-    """The document that the decoder head reads (greedily) from the states of each thought, as text.
-
-    Raises:
-        ValueError: The model has no decoder head.
-    """
+    """The document that the decoder head reads (greedily) from the states of each thought, as text. ValueError: the
+    model has no decoder head."""
     encoder = model[0]
     if not isinstance(encoder, ReasonEncoder) or not encoder.decoder:
         raise ValueError("this model has no decoder head: train it with a method such as 'lame'")
@@ -270,8 +264,7 @@ def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TA
         ids = torch.zeros(len(states), 0, dtype=torch.long, device=states.device)
         for _ in range(min(max_tokens, TARGET_LENGTH)):
             predicted = encoder.reasoner.decoder(states, backbone.embed(pad(ids, (0, 1))))[:, -1]
-            logits = backbone.logits(predicted.to(backbone.head.weight.dtype))
-            ids = torch.cat([ids, logits.argmax(-1, keepdim=True)], dim=1)
+            ids = torch.cat([ids, backbone.logits(predicted).argmax(-1, keepdim=True)], dim=1)
             if (ids == tokenizer.eos_token_id).any(1).all():
                 break
         for row in ids.tolist():

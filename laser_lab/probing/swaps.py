@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
+from laser_lab.base.inputs import check_count
 from laser_lab.base.stats import proportion
 from laser_lab.data.hopworld import Composition, HopWorld
 from laser_lab.encoder import think
-from laser_lab.probing.causal import blend, check_soft_token, fed_back_count, skipped_states, soft_tokens
+from laser_lab.probing.causal import blend, fed_back_count, skipped_states, soft_tokens
 from laser_lab.probing.vocabulary import token_embeddings
 from laser_lab.thinking import Thoughts, pool
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from sentence_transformers import SentenceTransformer
 
 OUTCOMES = ("changed path", "true path", "elsewhere")
 """Retrieval goes to the end of the changed path, of the true one, or to another document."""
@@ -34,8 +32,7 @@ def undisturbed_thoughts(
 ) -> tuple[Thoughts, Thoughts]:
     """Thoughts about the queries of `split` and all documents of `world`: what :func:`bridge_swaps` compares with."""
     steps = model[0].steps_of(thinking_steps)
-    queries = [c.query for c in world._split(split)]
-    documents = list(world.documents.values())
+    queries, documents = [c.query for c in world.compositions(split)], list(world.documents.values())
     return (
         think(model, queries, steps, prompt_name="query", batch_size=batch_size),
         think(model, documents, steps, prompt_name="document", batch_size=batch_size),
@@ -55,38 +52,38 @@ def bridge_swaps(
     seed: int = 0,
     undisturbed: tuple[Thoughts, Thoughts] | None = None,
 ) -> pd.DataFrame:
-    """Put another entity in at `step` and see which document is retrieved.
+    """Feed another entity back at `step` and see which document is retrieved.
 
     Soft token k of a trained model says bridge k, from which the remaining relations lead to the answer. Each query
-    gets a random other entity, from which they lead to a document that is neither on the true path nor its own. If the
-    thought is used, retrieval moves to the end of the changed path.
+    gets a random other entity, from which they lead elsewhere: to a document neither on the true path nor its own. If
+    the thought is used, retrieval moves to the end of this changed path.
 
     Args:
         step: k, from 1: before the last hop and the last thinking step. Shallower queries are left out.
         by: ``"token"``: the entity's input embedding; ``"thought"``: the soft token of a query with that bridge k.
-        strength: Of :func:`laser_lab.probing.blend`.
+        strength: Of :func:`laser_lab.probing.causal.blend`.
         undisturbed: :func:`undisturbed_thoughts` of the same model, split and K, to reuse.
 
     Returns:
         A row per query and ``readout``: the embedding pools ``all`` states, or only the ``later`` ones, which have read
         the swapped token (one pass: ``all`` alone). Columns: ``query_id``, ``step``, ``readout``, ``bridge``,
         ``swapped`` (put in), ``answer``, ``changed_answer``, ``retrieved``, ``undisturbed`` (without the swap),
-        ``outcome``, ``undisturbed_outcome`` (:data:`OUTCOMES`), and ``next_changed``: whether the next thought's most
-        probable token is the next entity of the changed path.
+        ``outcome``, ``undisturbed_outcome`` (:data:`OUTCOMES`) and ``next_changed``: the next thought's most probable
+        token is the next entity of the changed path.
 
     Raises:
         ValueError: `step` or `by` is out of range, or `undisturbed` is of other queries, documents or K.
     """
     steps, hops = model[0].steps_of(thinking_steps), world.config.max_hops
     last = min(hops - 1, fed_back_count(model, steps))
-    if check_soft_token(step) > last:
+    if check_count("step", step) > last:
         raise ValueError(f"step must be from 1 to {last} ({hops} hops, K={steps}), got {step}")
     if by not in ("token", "thought"):
         raise ValueError(f"by must be 'token' or 'thought', got {by!r}")
     if undisturbed is None:
         undisturbed = undisturbed_thoughts(model, world, steps, split=split, batch_size=batch_size)
     before, documents = undisturbed
-    compositions = world._split(split)
+    compositions = world.compositions(split)
     queries = [c.query for c in compositions]
     if (before.texts, documents.texts) != (queries, list(world.documents.values())) or before.thinking_steps != steps:
         raise ValueError(f"the undisturbed thoughts are not those about this world's {split} split with K={steps}")
@@ -112,15 +109,12 @@ def _outcomes(
     entities: list[str | None],
 ) -> pd.DataFrame:
     """The frame of :func:`bridge_swaps` from the thoughts about queries before, after, and documents."""
-    import pandas as pd
-
     before, after, documents = thoughts
     documents_of = list(world.documents)
     changed = step - skipped_states(model)  # from 0: the first pooled state that has read the soft token
-    backbone = model[0].backbone
     with torch.inference_mode():
-        logits = backbone.logits(after.states[:, changed].to(backbone.embedding_table))
-    said = backbone.tokenizer.convert_ids_to_tokens(logits.argmax(-1).tolist())
+        logits = model[0].backbone.logits(after.states[:, changed])
+    said = model.tokenizer.convert_ids_to_tokens(logits.argmax(-1).tolist())
     result = []
     one_pass = model[0].max_steps is not None  # pools no states
     for readout in ["all"] if one_pass else ["all", "later"]:
@@ -165,8 +159,6 @@ def _donor(
 def outcome_rates(swaps: pd.DataFrame, by: Sequence[str] = ("step", "readout")) -> pd.DataFrame:
     """Per group and ``outcome`` of :func:`bridge_swaps`: share of queries (``rate``), its 95 % Wilson interval,
     ``queries``, and the same share without the swap (``undisturbed``)."""
-    import pandas as pd
-
     rows = []
     for key, group in swaps.groupby(list(by), sort=False):
         for outcome in OUTCOMES:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from laser_lab.lame import Diversity, targets
 from laser_lab.losses import InfoNCE, LexicalAlignment, OutputKL, StepwiseContrastive, TrajectoryAlignment
 from laser_lab.methods import LatentMethod, ReasonMethod
+from laser_lab.thinking import pool
 
 CALLS_WORTH = 3e8  # multiply-adds of padding that are cheaper than a rollout's calls of their own
 IDS = ("input_ids", "attention_mask")  # what the model reads of a text
@@ -74,9 +75,14 @@ class DualViewLoss(nn.Module):
         padding = sum(count * (width - length) for count, length in sizes)
         apart = steps != document_steps or "lexical_ids" in queries
         if apart or padding * self.parameter_count > CALLS_WORTH:
+            asked = steps
             if "lexical_ids" in queries:
                 parts[0]["lexical_ids"] = queries["lexical_ids"]
-            latent, encoded = (self.model(p, thinking_steps=k) for p, k in zip(parts, (steps, document_steps)))
+                asked = queries["lexical_ids"].shape[1]  # one more where the end after K steps is taught
+            latent, encoded = (self.model(p, thinking_steps=k) for p, k in zip(parts, (asked, document_steps)))
+            if asked > steps:
+                latent = latent | {name: latent[name][:, :steps] for name in ("states", "weights")}
+                latent["sentence_embedding"] = pool(latent["states"], latent["weights"])
         else:
             left = [(width - length, 0) for _, length in sizes]
             both = {key: torch.cat([nn.functional.pad(p[key], pad) for p, pad in zip(parts, left)]) for key in IDS}

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -202,6 +202,12 @@ def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
     return settings | changes
 
 
+def check_arguments(given: Iterable[str], where: str) -> None:
+    """Raise a ValueError if `where` gives an argument that :func:`train` does not have."""
+    known = set(inspect.signature(train).parameters) - {"arguments"}
+    check_names(given, known | SentenceTransformerTrainingArguments.__dataclass_fields__.keys(), where)
+
+
 def checked_settings(changes: dict[str, Any]) -> dict[str, Any]:
     """Arguments of the trainer with the numbers that are texts read: YAML reads 1e-4 as a text."""
     known = SentenceTransformerTrainingArguments.__dataclass_fields__
@@ -273,8 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         config = read_yaml(arguments[0])
-        known = {"dataset", *inspect.signature(train).parameters} - {"arguments"}
-        check_names(config, known | SentenceTransformerTrainingArguments.__dataclass_fields__.keys(), arguments[0])
+        check_arguments(config, arguments[0])
         if missing := {"model", "dataset", "output_dir"} - config.keys():
             raise ValueError(f"{arguments[0]} does not name {', '.join(sorted(missing))}")
     except ValueError as error:
