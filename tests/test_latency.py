@@ -160,3 +160,21 @@ def test_method_steps_table():
     assert list(table.index) == ["basic", "latent", "lexical", "laser"]
     assert table.loc["latent", ["time_ratio", "memory_ratio"]].tolist() == [1.0, 1.0]
     assert (table["median"] <= table["p95"]).all()
+
+
+def test_rewriting_is_timed_beside_thinking(monkeypatch):
+    model = retriever()
+    calls = {}
+    monkeypatch.setattr(
+        latency, "measure", lambda timed, *a, **k: calls.update(timed) or stopwatch.measure(timed, 1, 0)
+    )
+    table = latency.rewriting(model, words=(2, 5), batch=2, tokens=4).set_index("name")
+    assert table["words"].to_dict() == {"thinking": 0, "rewrite 2": 2, "rewrite 5": 5}
+    assert table.loc["thinking", "ratio"] == 1 and (table["median"] > 0).all()
+    seen = []
+    monkeypatch.setattr(
+        latency, "latent_thinking", lambda b, ids, *a: seen.append(ids.shape) or latent_thinking(b, ids, *a)
+    )
+    for call in calls.values():
+        call()
+    assert seen == [(2, 4), (2, 6), (2, 9)], "what is written is read in one pass"

@@ -10,6 +10,7 @@ import copy
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from laser_lab.methods import method_of
 from laser_lab.thinking import latent_thinking, pool
 from laser_lab.training.objectives import DualViewLoss
 from laser_lab.training.run import add_lora, set_method
+
+PARTS = ("loops", "corpus", "training", "methods", "rewriting")
 
 
 def published_thinking(
@@ -276,6 +279,33 @@ def training_step(
     return table.assign(time_ratio=1 / table["time_ratio"], memory_ratio=1 / table["memory_ratio"])
 
 
+def rewriting(
+    model: LatentRetriever, words: Sequence[int] = (3, 15, 30, 60), batch: int = 8, tokens: int = 24, repeats: int = 5
+) -> pd.DataFrame:
+    """Time of queries that think (K=3) and of queries that are rewritten first, by so many written tokens: ``name,
+    words, median, p95, ratio``, seconds per batch and the ratio to thinking. The model is made to write to the end."""
+    backbone = model.encoder.backbone
+    generator = torch.Generator().manual_seed(0)
+    table = backbone.embedding_table
+    ids = torch.randint(len(table), (batch, tokens), generator=generator).to(table.device)
+    mask = torch.ones_like(ids)
+
+    def rewrite(count: int) -> Tensor:
+        fixed = dict(max_new_tokens=count, min_new_tokens=count, do_sample=False)
+        written = backbone.model.generate(
+            input_ids=ids, attention_mask=mask, pad_token_id=backbone.tokenizer.pad_token_id, **fixed
+        )
+        return latent_thinking(backbone, written, torch.ones_like(written), 1).states
+
+    calls = {"thinking": lambda: latent_thinking(backbone, ids, mask, 3).states}
+    calls |= {f"rewrite {count}": partial(rewrite, count) for count in words}
+    with torch.inference_mode():
+        times = measure(calls, repeats, warmup=1)
+    table = summarize(times)
+    table["words"] = [0, *words]
+    return table.assign(ratio=[ratio(times, name, "thinking") for name in table["name"]])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, write them as CSV and the figure beside them."""
     from laser_lab.lab import figures
@@ -283,12 +313,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.latency", description=main.__doc__)
     parser.add_argument("--model", default="gemma-3-270m", help="what load takes")
     parser.add_argument("--corpus", help="folder with a corpus.jsonl to encode")
-    parser.add_argument("--parts", nargs="*", choices=("loops", "corpus", "training", "methods"), help="default: all")
+    parser.add_argument("--parts", nargs="*", choices=PARTS, help="default: all")
     parser.add_argument("--out", default="figures", help="folder of the figures; the tables go into its data")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads (default: all cores)")
     options = parser.parse_args(arguments)
-    parts = options.parts or ["loops", *(["corpus"] if options.corpus else []), "training", "methods"]
+    parts = options.parts or [part for part in PARTS if part != "corpus" or options.corpus]
     if "corpus" in parts and not options.corpus:
         parser.error("the part corpus needs --corpus FOLDER")
     torch.set_num_threads(options.threads)
@@ -312,6 +342,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep(training_step(load(options.model, device=device)), "training")
     if "methods" in parts:
         keep(method_steps(load(options.model, device=device), repeats=options.repeats), "methods")
+    if "rewriting" in parts:
+        keep(rewriting(retriever, repeats=options.repeats), "rewriting")
     return 0
 
 

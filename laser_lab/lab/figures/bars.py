@@ -142,3 +142,35 @@ def frontier(
         finish(ax, axis_label(measure), title, bottom=0)
         fig.legend(frameon=False, loc="outside right upper")
     return fig
+
+
+def trainings(
+    frame: pd.DataFrame, measure: str = "ndcg@10", *, failed: float | None = None, title: str | None = None
+) -> Figure:
+    """A dot per training and a bar at each row's mean: what the mean of trainings that fail does not show.
+
+    Args:
+        frame: Columns ``label`` (the row, in order of appearance), ``method`` (the colour) and `measure`, from 0 to 1.
+        failed: Trainings below have failed: the area is shaded, and each row says how many of its own lie there.
+    """
+    check(frame, ["label", "method", measure])
+    rows = list(frame.groupby("label", sort=False))
+    with styled():
+        fig = canvas(7.6, 0.3 * len(rows) + 1.3)
+        ax = fig.subplots()
+        for at, (_, part) in enumerate(rows):
+            colour = colour_of(part["method"].iloc[0], at)
+            spread = [at + 0.36 * (i / max(1, len(part) - 1) - 0.5) for i in range(len(part))]
+            ax.plot(part[measure], spread, "o", color=colour, alpha=0.55, markersize=5, markeredgewidth=0)
+            ax.plot([part[measure].mean()] * 2, [at - 0.36, at + 0.36], color=colour, linewidth=2.5)
+            if failed is not None:
+                count = f"{int((part[measure] < failed).sum())} of {len(part)} failed"
+                ax.annotate(count, (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=9.5)
+        if failed is not None:
+            ax.axvspan(0, failed, color="#949494", alpha=0.12, linewidth=0)
+        ax.set_yticks(range(len(rows)), [str(label) for label, _ in rows])
+        ax.set(ylim=(len(rows) - 0.4, -0.6), xlim=(0, 1.01))
+        ax.set_xlabel(axis_label(measure))
+        finish(ax, "", title, bottom=None)
+        ax.grid(axis="x", alpha=0.3)
+    return fig
