@@ -77,7 +77,9 @@ def write_json_lines(folder: str | os.PathLike[str], files: dict[str, list[dict[
     return {name: len(rows) for name, rows in files.items()}
 
 
-def convert_by(convert: Callable[[str, str], dict[str, int]], about: str, arguments: Sequence[str] | None = None) -> int:
+def convert_by(
+    convert: Callable[[str, str], dict[str, int]], about: str, arguments: Sequence[str] | None = None
+) -> int:
     """The command of a converter of a public release: ``RELEASE FOLDER``."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("release", help="the unpacked release")
