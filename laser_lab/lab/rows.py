@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.company import locked
 from laser_lab.base.files import atomic_file, cache_dir
+from laser_lab.data.bm25 import bm25, bm25_index
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
-from laser_lab.evaluation import score_run, score_steps
-from laser_lab.lab.bm25 import bm25, bm25_index
+from laser_lab.evaluation import score, score_run, score_steps
 from laser_lab.lab.cached import Cached
 from laser_lab.methods import METHODS, method_of
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from laser_lab.thinking import Thoughts
 
 UNTRAINED = ("bm25", "bm25-reasoning", "zero-shot")
+STOCK = "st"
+"""Any SentenceTransformer as it is, by hub id or folder (the row's ``model``)."""
 READINGS = ("rewrite", "explicit")
 """Systems that read a trained row in another way."""
 
@@ -38,15 +40,17 @@ class Row(Cached):
     """
 
     data: str
-    """folder in the EntailmentBank layout"""
+    """folder in the layout of EntailmentBank and StrategyQA"""
     system: str
-    """a name of :data:`laser_lab.METHODS`, of :data:`UNTRAINED` or of :data:`READINGS`"""
+    """a name of :data:`laser_lab.METHODS`, of :data:`UNTRAINED` or of :data:`READINGS`, or :data:`STOCK`"""
     of: str | None = None
     """the trained method that a reading reads"""
     seed: int = 0
     thinking_steps: int | None = None
     """K in training; None: the method's own"""
     model: str = "gemma-3-270m"
+    dtype: str | None = None
+    """of the backbone's weights, in training and in reading; an adapter in training stays in float32"""
     max_length: int = 160
     read_steps: int = 4
     corpus: str = "pooled"
@@ -58,7 +62,7 @@ class Row(Cached):
     module = "laser_lab.lab.rows"
 
     def __post_init__(self) -> None:
-        known = (*UNTRAINED, *READINGS, *METHODS)
+        known = (*UNTRAINED, STOCK, *READINGS, *METHODS)
         if self.system not in known:
             raise ValueError(f"no system {self.system!r}; there are {', '.join(known)}")
         if self.corpus not in ("pooled", "full"):
@@ -88,7 +92,8 @@ class Row(Cached):
 
     @property
     def columns(self) -> dict[str, Any]:
-        return {"system": self.system, "train_steps": self.steps, "seed": self.seed, "corpus": self.corpus}
+        system = f"{STOCK}:{Path(self.model).name}" if self.system == STOCK else self.system
+        return {"system": system, "train_steps": self.steps, "seed": self.seed, "corpus": self.corpus}
 
     @property
     def trained(self) -> Path:
@@ -104,6 +109,8 @@ class Row(Cached):
         started = time.perf_counter()
         if self.system.startswith("bm25"):
             scores, record = _search(self, task)
+        elif self.system == STOCK:
+            scores, record = _stock(self, task)
         else:
             scores, record = _read(self, _trained(self), task)
         scores.to_csv(folder / "per_query.csv", index=False)
@@ -135,7 +142,7 @@ def load_row(row: Row) -> LatentRetriever:
     """The row's backbone, untrained."""
     from laser_lab.loading import load
 
-    return load(row.model, thinking_steps=row.steps, max_length=row.max_length)
+    return load(row.model, thinking_steps=row.steps, max_length=row.max_length, dtype=row.dtype)
 
 
 def _trained(row: Row) -> LatentRetriever:
@@ -152,7 +159,7 @@ def _trained(row: Row) -> LatentRetriever:
             train(load_row(row), data, row.method, **(options | row.training))
         for leftover in [*row.trained.glob("checkpoint-*"), row.trained / "teacher"]:
             shutil.rmtree(leftover, ignore_errors=True)
-    model = load(row.trained / "final")
+    model = load(row.trained / "final", dtype=row.dtype)
     model.encoder.backbone.merge_adapter()
     return model
 
@@ -167,6 +174,18 @@ def _search(row: Row, task: RetrievalTask) -> tuple[pd.DataFrame, dict[str, Any]
     found = bm25(task, queries, index)
     record = {"ms_per_query": {0: 1000 * (time.perf_counter() - started) / len(queries)}}
     return score_run(found, task).assign(thinking_steps=0), record
+
+
+def _stock(row: Row, task: RetrievalTask) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Per-query measures of a SentenceTransformer in its own prompts, and milliseconds per query."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(row.model)
+    documents = model.encode_document(list(task.corpus.values()), normalize_embeddings=True)
+    started = time.perf_counter()
+    queries = model.encode_query(list(task.queries.values()), normalize_embeddings=True)
+    record = {"ms_per_query": {1: 1000 * (time.perf_counter() - started) / len(queries)}}
+    return score(queries, documents, task, per_query=True).assign(thinking_steps=1), record
 
 
 def _documents(row: Row, model: LatentRetriever, task: RetrievalTask) -> Thoughts:
