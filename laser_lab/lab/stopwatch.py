@@ -14,14 +14,8 @@ import torch
 
 
 def measure(encoders: dict[str, Callable[[], Any]], repeats: int = 10, warmup: int = 2) -> pd.DataFrame:
-    """Time callables interleaved: each once per round, in an order that turns. `warmup` rounds are not timed.
-
-    Returns:
-        A row per round and name, in the order they ran: ``repeat`` (from 0), ``name``, ``seconds``.
-
-    Raises:
-        ValueError: No encoder, or `repeats` below 1.
-    """
+    """Time callables interleaved, each once per round, in an order that turns: a row per call with ``repeat`` (from 0),
+    ``name`` and ``seconds``. `warmup` rounds are not timed. ValueError: no encoder, or `repeats` below 1."""
     if not encoders or repeats < 1:
         raise ValueError(f"measure needs an encoder and a repeat, got {len(encoders)} encoders and repeats={repeats}")
     names, rows = list(encoders), []
