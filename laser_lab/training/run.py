@@ -186,10 +186,12 @@ def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
     return settings | changes
 
 
+ARGUMENTS = inspect.signature(train).parameters.keys() - {"arguments"}
+
+
 def check_arguments(given: Iterable[str], where: str) -> None:
     """Raise a ValueError if `where` gives an argument that :func:`train` does not have."""
-    known = set(inspect.signature(train).parameters) - {"arguments"}
-    check_names(given, known | SentenceTransformerTrainingArguments.__dataclass_fields__.keys(), where)
+    check_names(given, ARGUMENTS | SentenceTransformerTrainingArguments.__dataclass_fields__.keys(), where)
 
 
 def checked_settings(changes: dict[str, Any]) -> dict[str, Any]:
