@@ -2,6 +2,7 @@
 saving, the Hub, trainers and evaluators."""
 
 import logging
+import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from laser_lab.backbone import Backbone
 from laser_lab.base.company import end_with_parent
-from laser_lab.base.files import atomic_folder
+from laser_lab.base.files import atomic_folder, named_files
 from laser_lab.base.inputs import (
     Input,
     check_count,
@@ -27,7 +28,7 @@ from laser_lab.base.inputs import (
     is_single,
     label_of,
 )
-from laser_lab.base.numbers import check_finite, named_rows
+from laser_lab.base.numbers import NotFinite, check_finite, named_rows
 from laser_lab.data.prompts import join_queries, prefixed
 from laser_lab.data.templates import check_template, wrapped
 from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
@@ -237,8 +238,13 @@ class LatentEncoder(InputModule):
     def check_finite(self, *vectors: Tensor) -> None:
         """Raise a NotFinite if one of (B, ...) `vectors` has an entry that is not finite. In training the losses are
         looked at instead, which knows the ids."""
-        if not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            return
+        try:
             check_finite(self, *vectors)
+        except NotFinite as error:
+            error.inputs = [self.last_batch[row] for row in error.rows if row < len(self.last_batch)]
+            raise
 
     def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
         """Write the model (or its adapter alone), tokenizer and settings."""
@@ -263,13 +269,14 @@ class LatentEncoder(InputModule):
         backbone that :func:`laser_lab.weights.load_backbone` reads; `settings` go over those saved."""
         options = dict(model_kwargs or {})
         where = {key: kwargs[key] for key in ("device", "dtype", "adapter") if key in kwargs}
-        backbone = load_backbone(
-            model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **where, **options
-        )
         saved: dict[str, Any] = {}
-        for source in (model_name_or_path, where.get("adapter")):
-            if source is not None and not os.path.isfile(source):
-                saved |= cls.load_config(resolve(source), revision=revision)
+        with named_files(model_name_or_path, where.get("adapter")):
+            backbone = load_backbone(
+                model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **where, **options
+            )
+            for source in (model_name_or_path, where.get("adapter")):
+                if source is not None and not os.path.isfile(source):
+                    saved |= cls.load_config(resolve(source), revision=revision)
         saved.pop("base", None)
         return cls(backbone, **(saved | (settings or {})))
 
@@ -297,7 +304,7 @@ class LatentRetriever(SentenceTransformer):
 
     @classmethod
     def _multi_process_worker(cls, *args: Any) -> None:
-        end_with_parent()
+        end_with_parent(multiprocessing.parent_process().pid)
         super()._multi_process_worker(*args)
 
     def encode(self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] = (), **kwargs: Any) -> Any:
@@ -324,14 +331,12 @@ class LatentRetriever(SentenceTransformer):
         elif not (inputs := self.encoder.check_inputs(inputs)):
             empty = np.zeros((0, self.get_embedding_dimension() or 0), dtype=np.float32)
             return torch.from_numpy(empty).to(self.device) if kwargs.get("convert_to_tensor") else empty
-        with named_rows(lambda row: self._index(inputs, row)):
+        try:
             return super().encode(inputs, *args, **kwargs)
-
-    def _index(self, inputs: Sequence[Input], row: int) -> int | None:
-        """Which of `inputs` was in this row of the last batch, if that was of them."""
-        batch = self.encoder.last_batch
-        every = [inputs] if is_single(inputs) else inputs
-        return next((i for i, item in enumerate(every) if row < len(batch) and item is batch[row]), None)
+        except NotFinite as error:  # of this process or of a worker's, sorted by length
+            every = [inputs] if is_single(inputs) else inputs
+            error.name(i for i, item in enumerate(every) if item in error.inputs)
+            raise
 
 
 def think(

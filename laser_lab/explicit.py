@@ -8,6 +8,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from laser_lab.base.inputs import in_batches
+from laser_lab.base.numbers import named_rows
 from laser_lab.data.prompts import join_queries
 from laser_lab.data.segments import downsample
 from laser_lab.encoder import LatentEncoder
@@ -78,6 +79,7 @@ def explicit_thoughts(
         for rows in in_batches(queries, batch_size, "Explicit view" if show_progress_bar else None):
             some = [queries[i] for i in rows], [reasonings[i] for i in rows]
             features = explicit_features(encoder, *some, prompt=prompt, steps=steps, rule=rule)
-            out = encoder({key: value.to(model.device) for key, value in features.items()})
+            with named_rows(rows.__getitem__):
+                out = encoder({key: value.to(model.device) for key, value in features.items()})
             embeddings[rows], states[rows] = out["sentence_embedding"].cpu(), out["states"].float().cpu()
     return embeddings, states

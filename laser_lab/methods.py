@@ -47,6 +47,9 @@ class Method:
         check_steps(self.thinking_steps)
         if self.document_steps is not None:
             check_steps(self.document_steps)
+        for name in (f.name for f in fields(self) if f.type == "float"):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         weights = {name: getattr(self, name) for name in self._of_kind("weight")}
         if not all(0 <= value < float("inf") for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"weights must not be negative, and one must be positive: {weights}")
@@ -124,12 +127,14 @@ class LatentMethod(Method):
     """A query's other positives in the batch are no negatives; as released they are."""
     lexical: float = _weight()
     """Lexical alignment (ours): each soft token says the words of its share of the reasoning."""
+    lexical_words: bool = True
+    """False: no words, only the end."""
     lexical_novelty: bool = True
     """Leave out the words that the query or an earlier share holds."""
     lexical_idf: bool = True
     """Weigh words by inverse document frequency over the training reasoning."""
     lexical_end: bool = True
-    """After the last segment, the target is the token that ends a thought."""
+    """After the last segment, the target is the token that ends a thought; with halting also right after step K."""
     stepwise: float = _weight()
     """GIRCSE's InfoNCE after every step."""
     monotonicity: float = _weight()
@@ -190,8 +195,9 @@ class ReasonMethod(Method):
 _LASER = LatentMethod(explicit=1.0, output=10.0, trajectory=0.1, distil_start=0.25, distil_warmup=0.25)
 _RELEASED = dict(distil_start=0.0, distil_warmup=0.0, distil_documents=True, sampling="first", lora_dropout=0.1)
 _RELEASED |= dict(explicit_format="released", mask_positives=False)
-# with λ2 = 10, one of two trainings with halting failed on dev at K=5 (`lab.recipes --search` tries both)
-_LASER_HALTING = _LASER.replace(halting=True, output=1.0, trajectory=1.0)
+# the reasoning also teaches when to end; without that, or with λ2 = 10, trainings at K=5 failed on dev
+# (`lab.recipes --search` tries both)
+_LASER_HALTING = _LASER.replace(halting=True, output=1.0, trajectory=1.0, lexical=1.0, lexical_words=False)
 # documents end at once where they may think (`latent-halting`), so here they get one pass, which reads no head
 _LEXICAL = LatentMethod(lexical=3.0, halting=True, document_steps=1)
 _LAME = ReasonMethod()
@@ -209,7 +215,7 @@ METHODS: dict[str, Method] = {
     "lame": _LAME,
     # ours: thoughts that hold their words and end themselves
     "lexical": _LEXICAL,
-    "laser-lexical": _LASER_HALTING.replace(lexical=3.0, document_steps=1),
+    "laser-lexical": _LASER_HALTING.replace(lexical=3.0, lexical_words=True, document_steps=1),
     "laser-halting": _LASER_HALTING,
     "latent-halting": LatentMethod(halting=True),
     "lexical-no-halting": _LEXICAL.replace(halting=False, document_steps=None),

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from transformers import (
 from laser_lab import adapters
 from laser_lab.adapters.fitting import check_tokenizer, read_whole, with_adapter
 from laser_lab.backbone import Backbone
-from laser_lab.base.company import scratch_prefix
+from laser_lab.base.company import scratch_folder
 from laser_lab.base.files import cache_dir, cached_build, missing_extra, read_json
 from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.vision import VisionBackbone
@@ -41,7 +40,7 @@ def _gemma_3_270m() -> Path:
 
     def convert(folder: Path) -> None:
         with (
-            tempfile.TemporaryDirectory(prefix=scratch_prefix("gguf"), dir=folder.parent) as scratch,
+            scratch_folder("gguf", folder.parent) as scratch,
             tqdm(total=4, desc="Converting Gemma 3 270M (once)", unit="stage") as progress,
         ):
             file = package.assemble(Path(scratch) / package.MODEL_NAME)

@@ -177,7 +177,7 @@ def test_the_end_of_a_thought_is_told(halting):
         answer = halting.answer(query)
         thoughts = ll.think(model, [query], STEPS, prompt_name="query")
         taken = int(thoughts.steps_taken[0])
-        assert answer["taken"] == taken and halting.settings["halting"]
+        assert answer["taken"] == taken
         assert [len(step) > 0 for step in answer["tokens"]] == [k < taken for k in range(STEPS)]
         assert answer["statistics"]["weight"][:taken] == pytest.approx(thoughts.weights[0, :taken].tolist(), abs=1e-4)
         p = model[0].backbone.logits(thoughts.states[0]).softmax(-1)[:, model[0].end_token]
@@ -191,6 +191,19 @@ def test_the_end_of_a_thought_is_told(halting):
             late = halting.answer(query, Change(min(taken, STEPS - 1), "noise", "1"))
             plain = {d["id"]: d["ranks"] for d in answer["documents"]}
             assert {d["id"]: d["ranks"] for d in late["documents"]} == plain
+
+
+def test_documents_with_a_k_of_their_own_are_an_index_that_stays():
+    model = retriever(document_steps=2)
+    explorer = Explorer(model, TASK)
+    vectors = model.encode_document(list(CORPUS.values()))
+    assert np.allclose(vectors, model.encode_document(list(CORPUS.values()), thinking_steps=2), atol=1e-6)
+    answer = explorer.answer(QUERY)
+    for k in (1, 5):
+        scores = dict(zip(CORPUS, vectors @ model.encode_query(QUERY, thinking_steps=k)))
+        for d in answer["documents"]:
+            assert d["scores"][k - 1] == pytest.approx(scores[d["id"]], abs=1e-4)
+    assert (explorer.sides[0].places == explorer.sides[0].places[:1]).all()
 
 
 # -- two columns ---------------------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ TINY = {
     "13_explorer": dict(
         STEPS=2, BATCH=8, THINKING_STEPS=2, EXPORTED=1, TIMED=2, WORLD=TINY_WORLD, ADAPTER=None, LENS_STEPS=1
     ),
+    "16_halting_and_words": {},  # it reads committed tables
     "14_lame": TINY_GRID
     | dict(
         THINKING_STEPS=2,
@@ -77,6 +78,7 @@ QUICK = (
     "06_latency_utility",
     "07_rewrite_gain",
     "13_explorer",
+    "16_halting_and_words",
 )
 """Run by `make test`; the others by `make slow`."""
 
@@ -159,6 +161,18 @@ def checked_13(ran):
     assert f"nDCG@10 {own:.3f} on" in ran.text
     for name in ("13_explorer", "13_explorer_language"):
         assert f"{name}.html: " in ran.text and "<script" in (ran.figures / f"{name}.html").read_text()
+
+
+def checked_16(ran):
+    table = pd.read_csv(notebooks.FIGURES / "data" / "recipes.csv")
+    easy = table[table["group"].isin(["easy", "easy-published"])]
+    own = easy.loc[easy["method"] == "lexical", "ndcg@10"]
+    assert f"Of {len(own)} `lexical` trainings at K = 3, 5 and 8, {(own < 0.9).mean():.0%} failed" in ran.text
+    wordy = table[(table["group"] == "wordy") & (table["thinking_steps"] == 3)]
+    assert f"At five tokens per hop `lexical` has {wordy['ndcg@10'].mean():.3f}" in ran.text
+    ways = pd.read_csv(notebooks.FIGURES / "data" / "adaptive.csv")
+    halting = ways[(ways["reading"] == "halting") & (ways["depth"] == 0)]
+    assert f"takes {halting['steps'].mean():.2f} steps on average and has {halting['ndcg@10'].mean():.3f}" in ran.text
 
 
 @pytest.fixture(scope="module")

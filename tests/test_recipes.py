@@ -20,7 +20,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
     groups = {
         "mixed": recipes.Group({"lexical": (3,)}, WORLD, SHORT, seeds=2),
-        "mixed-others": recipes.Group({"latent": (2,), "basic": (1,)}, WORLD, SHORT, seeds=1),
+        "mixed-others": recipes.Group({"latent": (2,), "basic": (1,), "rewrite": (1,)}, WORLD, SHORT, seeds=1),
     }
     monkeypatch.setattr(recipes, "GROUPS", groups)
     monkeypatch.setattr(adaptive, "GROUPS", groups)
@@ -38,6 +38,7 @@ def test_a_row_per_training_written_as_they_come(tiny, capsys):
         ["lexical", 3, 1],
         ["latent", 2, 0],
         ["basic", 1, 0],
+        ["rewrite", 1, 0],
     ]
     assert (found["failed"] == (found["ndcg@10"] < 0.9)).all() and found["seconds"].min() > 0
     lexical = found[found["method"] == "lexical"]
@@ -47,11 +48,26 @@ def test_a_row_per_training_written_as_they_come(tiny, capsys):
         assert found[f"ndcg@10_depth{depth}"].between(0, 1).all()
     own = [row[f"at_{int(row['thinking_steps'])}"] for _, row in found.iterrows()]
     assert own == pytest.approx(found["ndcg@10"].tolist())
+    assert found[["rewritten", "explicit"]].notna().all(axis=1).tolist() == [False] * 4 + [True]
     table = recipes.summary(found)
-    assert table["seeds"].tolist() == [2, 1, 1] and "failures" in capsys.readouterr().out
+    assert table["seeds"].tolist() == [2, 1, 1, 1] and "failures" in capsys.readouterr().out
     cell = Cell("lexical", 0, 3, world=WORLD, settings=SHORT)
     frame = cell.frame()
     assert set(frame["depth"]) == {1, 2} and frame.loc[frame["depth"] == 1, "step2_names_bridge"].isna().all()
+
+
+def test_rows_that_the_same_code_trained_elsewhere_stay(tiny, monkeypatch, tmp_path_factory):
+    out = tiny / "recipes.csv"
+    recipes.main([str(out), "--only", "mixed", "--seeds", "1", "--workers", "0"])
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path_factory.mktemp("another")))
+    recipes.main([str(out), "--only", "mixed-others", "--workers", "0"])
+    found = pd.read_csv(out)
+    assert sorted(found["method"]) == ["basic", "latent", "lexical", "rewrite"], "that of the first machine is kept"
+    recipes.main([str(out), "--only", "mixed-others", "--workers", "0"])
+    assert len(pd.read_csv(out)) == 4, "and never twice"
+    found.assign(code="of another version").to_csv(out, index=False)
+    recipes.main([str(out), "--only", "mixed-others", "--workers", "0"])
+    assert sorted(pd.read_csv(out)["method"]) == ["basic", "latent", "rewrite"], "one table, one version of the code"
 
 
 def test_the_search_tries_every_method_equally(tiny, monkeypatch):
@@ -78,6 +94,9 @@ def test_ways_of_reading_one_model(tiny):
     assert (by["depth"]["steps"] == by["depth"]["depth"]).all() and (by["fixed 2"]["steps"] == 2).all()
     own = cell.frame().query("thinking_steps == 3").set_index("query_id")["ndcg@10"]
     assert by["halting"].set_index("query_id")["ndcg@10"].to_dict() == pytest.approx(own.to_dict(), abs=1e-6)
+    spent = adaptive.times(cell.load(), HopWorld(HopWorldConfig(**WORLD)), repeats=2)
+    assert len(spent) == 2 * 2 * 4 and (spent["ms"] > 0).all() and (spent["ms"] <= spent["p95"]).all()
+    assert set(spent["reading"]) == {"halting", "fixed 1", "fixed 2", "fixed 3"}, "each depth, and the budget"
     table = adaptive.table([cell])
     assert set(table["depth"]) == {0, 1, 2} and len(table) == 5 * 3
 

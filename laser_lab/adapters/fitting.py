@@ -21,14 +21,9 @@ def read_whole(model_class: Any, source: str, **kwargs: Any) -> PreTrainedModel:
     """``model_class.from_pretrained``, from safetensors only.
 
     Raises:
-        ValueError: Weights are missing, which would be drawn at random, or a file is corrupt; each is named.
+        ValueError: Weights are missing, which would be drawn at random; each is named.
     """
-    try:
-        model, found = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
-    except Exception:
-        if os.path.isdir(source):
-            check_files(source)  # names the file, where it is one
-        raise
+    model, found = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(f"{source} lacks weights of {type(model).__name__}: {', '.join(missing[:3])}{more}")

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -39,13 +40,12 @@ def locked(file: str | os.PathLike[str], holder: str, wait: bool = True) -> Iter
         lock.release()
 
 
-def end_with_parent(interval: float = 1.0) -> None:
-    """Called in a worker, ends it soon after its parent: a killed parent cannot tell its workers. A second call does
-    nothing."""
+def end_with_parent(parent: int, interval: float = 1.0) -> None:
+    """Called in a worker, ends it soon after its `parent`, the process of that number: a killed parent cannot tell its
+    workers. A second call does nothing."""
     name = "laser_lab-end-with-parent"
     if any(thread.name == name for thread in threading.enumerate()):
         return
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -67,6 +67,13 @@ def _host() -> str:
 def scratch_prefix(name: str = "") -> str:
     """How the name of a scratch file or folder begins, so that :func:`sweep` knows it as ours."""
     return f".{name[:40]}.laser_lab-{_host()}-{os.getpid()}-"
+
+
+def scratch_folder(name: str, home: str | os.PathLike[str] | None = None) -> tempfile.TemporaryDirectory:
+    """A temporary folder in `home` (default: the system's), for a ``with``; what killed processes left is swept."""
+    home = Path(home or tempfile.gettempdir())
+    sweep(home)
+    return tempfile.TemporaryDirectory(prefix=scratch_prefix(name), dir=home)
 
 
 def sweep(folder: Path) -> None:

@@ -90,6 +90,7 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` only when the block ends without an error."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     handle, name = tempfile.mkstemp(prefix=scratch_prefix(target.name), suffix=target.suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
@@ -143,6 +144,18 @@ def check_files(folder: str | os.PathLike[str], suffixes: Sequence[str] = (".jso
         except Exception as error:  # SafetensorError is no subclass of anything useful
             text = str(error) if str(file) in str(error) else f"{file} is corrupt: {error}"
             raise ValueError(text) from error
+
+
+@contextmanager
+def named_files(*folders: str | os.PathLike[str] | None) -> Iterator[None]:
+    """Inside, an error names the corrupt file (:func:`check_files`) where one of the folders has one."""
+    try:
+        yield
+    except Exception:
+        for folder in folders:
+            if folder is not None and os.path.isdir(folder):
+                check_files(folder)
+        raise
 
 
 def cached_build(folder: Path, build: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.exists) -> Path:

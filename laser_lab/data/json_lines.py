@@ -1,10 +1,13 @@
-"""JSON lines, read with doubt: every line is an object of whole characters, or a reason why it is not."""
+"""JSON lines, read with doubt: every line is an object of whole characters, or a reason why it is not; and written."""
 
+import argparse
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from laser_lab.base.files import write_text
 from laser_lab.base.inputs import unwritable
 
 
@@ -14,16 +17,20 @@ def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist.")
     with file.open("rb") as start:
-        head = start.read(2)
-    if head == b"\x1f\x8b":
-        raise ValueError(f"{file} is compressed by gzip: unpack it first")
-    if head in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(f"{file} is in UTF-16: save it as UTF-8")
+        check_head(start.read(4), file)
     # bytes that are not UTF-8 become halves of surrogate pairs, which no text has
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"{file.name}:{number}", parse_line(line)
+
+
+def check_head(head: bytes, name: Any) -> None:
+    """Raise a ValueError if the first bytes of a file are not those of a text in UTF-8."""
+    if head.startswith(b"\x1f\x8b"):
+        raise ValueError(f"{name} is compressed by gzip: unpack it first")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+        raise ValueError(f"{name} is in UTF-16, or no text: save it as UTF-8")
 
 
 def parse_line(line: str) -> dict[str, Any] | str:
@@ -58,3 +65,23 @@ def check_ids(ids: Any, what: str) -> None:
             raise ValueError(f"{what}: ids are strings, got {name!r} ({type(name).__name__})")
         if unwritable(name) or "\0" in name:
             raise ValueError(f"{what}: the id {name!r} holds what is no character")
+
+
+def write_json_lines(folder: str | os.PathLike[str], files: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """Write ``NAME.jsonl`` for each of `files` into `folder`; returns rows per file."""
+    for name, rows in files.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(Path(folder) / f"{name}.jsonl", lines)
+    return {name: len(rows) for name, rows in files.items()}
+
+
+def convert_by(
+    convert: Callable[[str, str], dict[str, int]], about: str, arguments: Sequence[str] | None = None
+) -> int:
+    """The command of a converter of a public release: ``RELEASE FOLDER``."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("release", help="the unpacked release")
+    parser.add_argument("folder", help="folder to write")
+    options = parser.parse_args(arguments)
+    print(convert(options.release, options.folder))
+    return 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from laser_lab.base.inputs import Input, check_texts
+from laser_lab.base.inputs import Input, check_texts, unwritable
 
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 
@@ -13,9 +13,12 @@ def query_prompt(task: str = WEB_SEARCH) -> str:
 
     Raises:
         TypeError: `task` is not a string.
+        ValueError: It holds half of a surrogate pair.
     """
     if not isinstance(task, str):
         raise TypeError(f"a prompt must be a string, got {type(task).__name__}: {task!r:.80}")
+    if unwritable(task):
+        raise ValueError(f"the prompt holds half of a surrogate pair, which is no character: {task!r:.80}")
     return task if "Query:" in task or not task.strip() else f"Instruct: {task}\nQuery: "
 
 

@@ -77,13 +77,22 @@ class RetrievalTask:
 
 
 class BadRows(ValueError):
-    """Rows that cannot be read, each as ``source:line: reason``."""
+    """Rows that cannot be read, each as ``source:line: reason``.
 
-    def __init__(self, problems: list[str]) -> None:
+    Args:
+        count: How many there are, where `problems` names only some.
+    """
+
+    def __init__(self, problems: list[str], count: int | None = None) -> None:
+        super().__init__(problems, count)  # as they are: from one process to another an error goes with its arguments
         self.problems = problems
-        shown = "\n  ".join(problems[:20])
-        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        super().__init__(f"{len(problems)} bad rows (pass skip_bad=True to leave them out):\n  {shown}{more}")
+        self.count = len(problems) if count is None else count
+
+    def __str__(self) -> str:
+        shown = self.problems[:20]
+        more = f"\n  ... and {self.count - len(shown)} more" if self.count > len(shown) else ""
+        lines = "\n  ".join(shown)
+        return f"{self.count} bad rows (pass skip_bad=True to leave them out):\n  {lines}{more}"
 
 
 def mini(split: str = "dev") -> RetrievalTask:

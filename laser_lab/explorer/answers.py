@@ -89,26 +89,30 @@ class Answers:
     # -- the corpus ------------------------------------------------------------------------------------------------
 
     def _encode(self, batch_size: int, show_progress_bar: bool) -> np.ndarray:
-        """(K, N, D) float32: the documents' embeddings after each step."""
+        """(K, N, D) float32: the documents' embeddings after each step; where the model has a K of its own for them,
+        they are an index that stays."""
         texts, size = self.corpus.texts, self.model.get_embedding_dimension()
-        found = np.empty((self.steps, len(texts), size), dtype=np.float32)
+        own = self.model[0].document_steps
+        read = range(1, self.steps + 1) if own is None else [own]
+        found = np.empty((len(read), len(texts), size), dtype=np.float32)
         options: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar)
         for start in range(0, len(texts), 8192):  # the states of a slice at a time
             rows = slice(start, start + 8192)
-            thoughts = think(self.model, texts[rows], self.steps, prompt_name="document", **options)
-            for k in range(1, self.steps + 1):
-                found[k - 1, rows] = thoughts.embeddings_at(k).numpy()
+            thoughts = think(self.model, texts[rows], read[-1], prompt_name="document", **options)
+            for number, k in enumerate(read):
+                found[number, rows] = thoughts.embeddings_at(k).numpy()
         _check_finite(found, "the documents")
-        return found
+        return np.broadcast_to(found, (self.steps, len(texts), size))
 
     def _plane(self) -> tuple[np.ndarray, list[float], float]:
         """(K, N, 2) places of the documents in the plane of their first two principal components, where it begins and
         how far it reaches (x, y, width, height), and its share of their variance."""
         from sklearn.decomposition import PCA
 
-        steps, count, size = self._documents.shape
+        steps, count, _ = self._documents.shape
         every = -(-steps * count // FITTED)
-        self._pca = PCA(n_components=2, random_state=0).fit(self._documents.reshape(-1, size)[::every])
+        row = np.arange(0, steps * count, every)
+        self._pca = PCA(n_components=2, random_state=0).fit(self._documents[row // count, row % count])
         places = np.stack([self._pca.transform(vectors) for vectors in self._documents])
         low, high = places.min((0, 1)), places.max((0, 1))
         margin = 0.1 * (high - low) + 1e-6  # the way of a query may leave the documents

@@ -2,20 +2,25 @@
 
 Every row x K x seed of :data:`GROUPS`, each cell cached, into one table with a row per training:
 ``python -m laser_lab.lab.recipes figures/data/recipes.csv``. The table is written after every few cells, so a run that
-is cut leaves what it has, and a second run goes on. ``--search`` runs the trials of :data:`SEARCH` on dev instead.
+is cut leaves what it has, and a second run goes on; rows that another machine trained by the same code stay.
+``--search`` runs the trials of :data:`SEARCH` on dev instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laser_lab.base.files import write_text
+from laser_lab.base.files import read_json, write_text
 from laser_lab.base.stats import failure_rate
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig
+from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.lab.cells import Cell, run
 from laser_lab.lab.provenance import code_version
 
@@ -37,11 +42,13 @@ class Group:
     settings: dict[str, Any] = field(default_factory=dict)
     """of training, over :data:`laser_lab.lab.cells.HOPWORLD_SETTINGS`"""
     seeds: int = 10
+    changes: dict[str, Any] = field(default_factory=dict)
+    """over the rows"""
 
     def cells(self, seeds: int | None = None, split: str = "test") -> list[Cell]:
         """One per row, K and seed, seed by seed: a run that is cut has all rows with fewer seeds."""
         return [
-            Cell(method, seed, steps, world=self.world, settings=self.settings, split=split)
+            Cell(method, seed, steps, self.changes, self.world, self.settings, split)
             for seed in range(self.seeds if seeds is None else min(seeds, self.seeds))
             for method, budgets in self.rows.items()
             for steps in budgets
@@ -53,7 +60,10 @@ MIXED = {"hops": (1, 2, 3, 4), "train_queries": 2000}
 
 GROUPS: dict[str, Group] = {
     "easy": Group({"lexical": (3, 5, 8), "laser-halting": (3, 5, 8), "latent-halting": (3, 5, 8)}),
-    "easy-published": Group({"latent": (3, 5, 8), "laser": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5),
+    "easy-published": Group(
+        {"laser": (3, 5, 8), "laser-released": (3,), "latent": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5
+    ),
+    "thinking-documents": Group({"lexical": (5,)}, seeds=3, changes={"document_steps": None}),
     "wordy": Group({"lexical": (3, 5)}, {"verbosity": 5}, WORDY),
     "wordy-others": Group(
         {
@@ -107,16 +117,51 @@ def row_of(cell: Cell, group: str) -> dict[str, Any]:
         "seconds": cell.record["seconds"],
     }
     row |= {f"at_{steps}": value for steps, value in at.items()}
+    if cell.method == "rewrite":
+        row |= in_words(cell)
     for depth, some in own.groupby("depth"):
         row |= {f"ndcg@10_depth{depth}": some["ndcg@10"].mean(), f"steps_depth{depth}": some["steps"].mean()}
     return row | {"code": code_version(cell.module)[:12]}
 
 
-def table(cells: Iterable[tuple[str, Cell]]) -> pd.DataFrame:
-    """The finished ones among (group, cell) pairs, a row each."""
+def in_words(cell: Cell) -> dict[str, float]:
+    """nDCG@10 of a trained ``rewrite`` row by what it reads after each query: ``rewritten``, what the world's language
+    model writes, and ``explicit``, the true reasoning. Computed once, kept in the cell's folder."""
+    from laser_lab.evaluation import score
+    from laser_lab.explicit import explicit_thoughts
+    from laser_lab.loading import load
+    from laser_lab.rewriting import rewrite_then_retrieve
+
+    file = cell.folder / "in_words.json"
+    if not file.exists():
+        world, model = HopWorld(HopWorldConfig(**cell.world)), cell.load()
+        task, length = world.task(cell.split), world.config.max_hops * world.config.verbosity
+        writer = load(pretrained(world.config), device="cpu")
+        end = model.tokenizer.eos_token
+        reader = rewrite_then_retrieve(writer, model, max_new_tokens=length, end=f" {end}", batch_size=100)
+        queries, documents = list(task.queries.values()), model.encode_document(list(task.corpus.values()))
+        view, _ = explicit_thoughts(model, queries, list(task.reasoning.values()))
+        found = {"rewritten": reader.encode_query(queries), "explicit": view.numpy()}
+        means = {name: score(vectors, documents, task)["ndcg@10"] for name, vectors in found.items()}
+        write_text(file, json.dumps(means))
+    return read_json(file)
+
+
+IDENTITY = ["group", "method", "thinking_steps", "seed", "changed", "code"]
+"""Columns that say which training a row is, and by which code."""
+
+
+def table(cells: Iterable[tuple[str, Cell]], file: str | Path) -> pd.DataFrame:
+    """The finished ones among (group, cell) pairs, a row each, in their order; then what else `file` holds that the
+    present code trained elsewhere."""
     import pandas as pd
 
-    return pd.DataFrame([row_of(cell, group) for group, cell in cells if cell.done])
+    found = pd.DataFrame([row_of(cell, group) for group, cell in cells if cell.done])
+    if Path(file).exists():
+        earlier = pd.read_csv(file).fillna({"changed": ""})
+        of_this_code = earlier["code"] == code_version(Cell.module)[:12]
+        found = pd.concat([found, earlier[of_this_code]]).drop_duplicates(IDENTITY)
+    return found
 
 
 def summary(trainings: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +179,7 @@ def summary(trainings: pd.DataFrame) -> pd.DataFrame:
 
 
 SEARCH: dict[str, tuple[dict[str, Any], ...]] = {
-    "laser-halting": ({"output": 10.0, "trajectory": 0.1}, {"output": 1.0, "trajectory": 0.1}, {}),
+    "laser-halting": ({"output": 10.0, "trajectory": 0.1}, {"lexical": 0.0}, {}),
     "latent-halting": ({"learning_rate": 1e-3}, {}, {"learning_rate": 3e-3}),
     "lexical": ({"lexical": 1.0}, {}, {"lexical": 10.0}),
 }
@@ -170,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         every = [(name, cell) for name, group in GROUPS.items() for cell in group.cells()]
     for start in range(0, len(waiting), AT_ONCE):
         run([cell for _, cell in waiting[start : start + AT_ONCE]], workers=options.workers)
-        found = table(every)
+        found = table(every, options.file)
         write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
     print(summary(found).round(3).to_string(index=False))
     return 0

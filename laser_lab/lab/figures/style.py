@@ -30,12 +30,23 @@ METHOD_COLOURS = {
     "basic": "#d55e00",
     "rewrite": "#cc78bc",
     "lame": "#ca9161",
+    "lexical": "#117733",
+    "laser-lexical": "#44aa99",
+    "laser-halting": "#0a3d62",
+    "latent-halting": "#8a5a00",
+    "laser-released": "#882255",
+    "lexical-no-halting": "#88ccee",
+    "lexical-no-novelty": "#aa4499",
+    "lexical-no-idf": "#999933",
+    "lexical-no-eos": "#cc6677",
     "laser-no-explicit": "#fbafe4",
     "laser-no-latent": "#56b4e9",
     "laser-no-trajectory": "#ece133",
     "laser-no-output": "#332288",
     "laser-no-colearning": "#661100",
     "explicit view": "#44aa99",
+    "ours": "#0173b2",
+    "published": "#949494",
     "untrained": "#333333",
     "random": "#949494",
     "zero-shot": "#333333",
@@ -73,9 +84,8 @@ NAMES = {
     "hops": "hops:",
     "verbosity": "tokens of reasoning per hop",
     "step": "thinking step k",
-    "probability": "probability",
+    "rank": "rank of the token",
     "cosine": "cosine similarity",
-    "layer": "layer",
     "segment": "reasoning segment",
     "cka": "CKA",
     "accuracy": "accuracy of the probe",
@@ -151,22 +161,23 @@ def whiskers(frame: pd.DataFrame, measure: str) -> list[pd.Series]:
     return [frame[measure] - frame["low"], frame["high"] - frame[measure]]
 
 
-def write_cell(ax: Axes, column: int, row: int, text: str, dark: bool, fontsize: int) -> None:
-    ax.text(column, row, text, ha="center", va="center", fontsize=fontsize, parse_math=False,
-            color="white" if dark else "black")  # fmt: skip
-
-
 def colour_of(name: Any, at: int) -> str:
     """The colour of a method, or of the `at`-th group."""
     return METHOD_COLOURS.get(name, GROUP_COLOURS[at % len(GROUP_COLOURS)])
 
 
-def headline(fig: Figure, title: str | None, **font: Any) -> None:
+def headline(fig: Figure, title: str | None, width: int = 200) -> None:
+    """The title of a figure of several panels, `width` characters a line."""
     if title:
-        fig.suptitle(title, x=0.01, ha="left", parse_math=False, **font)
+        fig.suptitle(wrap(title, width), x=0.01, ha="left", parse_math=False, fontsize=13)
 
 
-def finish(ax: Axes, label: str, title: str | None, bottom: float | None) -> None:
+def panel_title(panel: str | None, value: Any) -> str:
+    """What stands over a panel: its value, behind the name of the column where it is a number."""
+    return value if isinstance(value, str) else f"{axis_label(panel)} {value}"
+
+
+def finish(ax: Axes, label: str, title: str | None, bottom: float | None = None) -> None:
     """Label, grid and title of a panel; `bottom` of its vertical axis, None: as drawn."""
     ax.set_ylabel(label)
     ax.grid(axis="y", alpha=0.3)
