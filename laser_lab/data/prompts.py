@@ -1,7 +1,5 @@
 """Prompts: how an instruction and a query become one text. Knows no tokenizer and no model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from laser_lab.base.inputs import Input, check_texts, unwritable
