@@ -1,15 +1,13 @@
 """The encoder: latent thinking plus pooling behind sentence-transformers, which does encoding, prompts, multi-process,
 saving, the Hub, trainers and evaluators."""
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -51,13 +49,12 @@ class LatentEncoder(InputModule):
     Args:
         thinking_steps: K, the states that are pooled; settable per call. With halting, a budget.
         document_steps: K of documents; None: the same.
-        pooling: ``"all"`` pools h_1..h_K (LaSER). ``"generated"`` pools the states of K generated tokens without the
-            prompt's own last one, by one more call (GIRCSE).
+        pooling: ``"all"`` pools h_1..h_K (LaSER). ``"generated"`` leaves out h_1, the prompt's own state, and pools K
+            later ones, for one more call (GIRCSE).
         halting: Thoughts end themselves (docs/method.md, section 4), by the tokenizer's eos (True) or a token by name.
         halting_threshold: In [0, 1). At inference a text stops thinking where no later state can weigh this much.
-        max_length: Longer texts lose their end, template included; their count is logged.
-        template: ``"chat"``: texts in the tokenizer's chat template, as the released code does; None: bare, as in the
-            model card.
+        max_length: Tokens. Longer texts lose their end, template included; their count is logged.
+        template: ``"chat"``: texts in the tokenizer's chat template, as in the released code; None: as they are.
         add_special_tokens: Whether the tokenizer adds its own (a bos, say); GIRCSE's adapters expect none.
 
     Raises:
@@ -200,12 +197,8 @@ class LatentEncoder(InputModule):
         edit: Edit | None = None,
     ) -> dict[str, Tensor]:
         """What :attr:`thoughts_class` holds of (B, T) features, by name; differentiable. With ``lexical_ids`` (B, K, N)
-        also ``lexical``, (B, K, N): their log-probabilities at each step.
-
-        Args:
-            threshold: Over :attr:`halting_threshold`.
-            edit: Changes soft tokens (:func:`laser_lab.thinking.latent_thinking`).
-        """
+        also ``lexical``, (B, K, N): their log-probabilities at each step. `threshold` replaces
+        :attr:`halting_threshold`, `edit` changes soft tokens (:func:`laser_lab.thinking.latent_thinking`)."""
         steps = self.steps_of(thinking_steps)
         skipped = int(self.pooling == "generated")
         ids, mask = features["input_ids"], features["attention_mask"]
@@ -228,11 +221,9 @@ class LatentEncoder(InputModule):
         return found
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features.
-
-        With ``segment_ends`` they are the explicit view (docs/method.md, section 2): one pass, the states at the
-        segment ends, and the last state as the embedding.
-        """
+        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features; with
+        ``segment_ends`` the explicit view's (docs/method.md, section 2): one pass, the states at the segment ends, and
+        the last state as the embedding."""
         if "segment_ends" in features:
             backbone = self.backbone
             every = backbone.last_states(backbone.embed(features["input_ids"]), features["attention_mask"])
@@ -273,7 +264,7 @@ class LatentEncoder(InputModule):
         revision: str | None = None,
         model_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> LatentEncoder:
+    ) -> Self:
         """Load what :meth:`save` wrote (``SentenceTransformer(folder, trust_remote_code=True)`` calls this too) or any
         backbone that :func:`laser_lab.weights.load_backbone` reads; `settings` go over those saved."""
         options = dict(model_kwargs or {})
@@ -318,7 +309,7 @@ class LatentRetriever(SentenceTransformer):
 
     def encode(self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] = (), **kwargs: Any) -> Any:
         """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call (default: the model's for queries or
-        documents) and ``prompts``, one per input; where not empty, it replaces the model's
+        documents) and ``prompts``: one per input, instead of the model's where it is not empty
         (:func:`laser_lab.data.prompts.join_query`).
 
         An empty list gives a (0, D) array. Longer texts than ``max_length`` are truncated and counted in the log. LaME

@@ -1,7 +1,5 @@
 """The explicit view: segments of reasoning and their states (docs/method.md, section 2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
 

@@ -5,8 +5,6 @@ unit length, states are raw. ``positives`` (B,) is each query's row among the do
 documents that are no negatives.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, relu, softmax

@@ -1,7 +1,5 @@
 """Rewrite-then-retrieve: a causal LM reasons in words, then query and reasoning are encoded."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,12 +22,8 @@ def generate_reasoning(
     batch_size: int = 16,
     show_progress_bar: bool = False,
 ) -> list[str]:
-    """What a causal LM writes after each query, greedily, up to its eos.
-
-    Args:
-        template: The LM's prompt, with ``{query}`` in it; else a ValueError.
-        max_length: Tokens of the prompt; its beginning is cut.
-    """
+    """What a causal LM writes after each query, greedily, up to its eos. `template` is its prompt, with ``{query}`` in
+    it (else a ValueError); a prompt over `max_length` tokens loses its beginning."""
     _check_template(template)
     texts = [template.replace("{query}", query) for query in check_texts(queries)]
     tokenizer, model = backbone.tokenizer, backbone.model

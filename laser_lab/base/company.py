@@ -1,7 +1,5 @@
 """Other processes: locks that say what they wait for, workers that end with their parent, and what killed ones left."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

@@ -4,8 +4,6 @@ PyTorch sends a float32 linear layer on an x86 CPU to MKL, which on CPUs of othe
 fast as the oneDNN kernels that PyTorch ships for compiled graphs. All else stays with PyTorch's own kernels.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

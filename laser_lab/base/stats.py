@@ -1,7 +1,5 @@
 """Intervals and paired tests in which seeds and questions are both samples."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """JSON lines, read with doubt: every line is an object of whole characters, or a reason why it is not; and written."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -14,12 +12,8 @@ from laser_lab.base.inputs import unwritable
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """(``file:line``, object), or (``file:line``, reason) where the line is no JSON object.
-
-    Raises:
-        FileNotFoundError: `file` is not there.
-        ValueError: It is no text, but compressed or in UTF-16.
-    """
+    """(``file:line``, object), or (``file:line``, reason) where the line is no JSON object. FileNotFoundError: `file`
+    is not there. ValueError: it is no text, but compressed or in UTF-16."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist.")
     with file.open("rb") as start:

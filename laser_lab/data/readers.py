@@ -1,8 +1,6 @@
 """Readers: every source of data into one schema, a ``datasets.Dataset`` with :data:`COLUMNS` to train on or a
 :class:`RetrievalTask` to score."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re
@@ -10,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
 
@@ -64,7 +62,7 @@ class RetrievalTask:
         for prompt in self.prompts.values():
             query_prompt(prompt)
 
-    def check(self, *, graded: bool = True) -> RetrievalTask:
+    def check(self, *, graded: bool = True) -> Self:
         """The task itself, if there is something to rank and (`graded`) a relevant document; else a ValueError."""
         if missing := [name for name in ("queries", "corpus") if not getattr(self, name)]:
             raise ValueError(f"the task {self.name} has no {' and no '.join(missing)}")

@@ -4,12 +4,10 @@ K reason tokens and [EMBED] follow the input. The reason tokens' states are the 
 head must rebuild the retrieval target. [EMBED]'s state becomes the embedding.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,7 +40,7 @@ def one_pass_thinking(
 
         h_1, ..., h_K, h_[EMBED] = the last states of f(E[ids], r_1, ..., r_K, [EMBED])
 
-    Attention is causal: h_1, ..., h_k are the same for every K >= k.
+    Attention is causal: h_k is the same for every K >= k.
 
     Args:
         input_ids, attention_mask: (B, T), padded on the left.
@@ -122,16 +120,14 @@ class ReasonEncoder(LatentEncoder):
         super().__init__(backbone, thinking_steps=thinking_steps, pooling="generated", **settings)
         count = thinking_steps if reason_tokens is None else reason_tokens
         self.reasoner = ReasonTokens(backbone, check_steps(count), decoder)
-        self.check(thinking_steps)
+        self.steps_of()
 
     @property
     def reason_tokens(self) -> int:
         """How many are learned: the largest K."""
         return len(self.reasoner.tokens) - 1
 
-    @property
-    def max_steps(self) -> int:
-        return self.reason_tokens
+    max_steps = reason_tokens
 
     @property
     def decoder(self) -> bool:
@@ -164,20 +160,21 @@ class ReasonEncoder(LatentEncoder):
         ]
         return self.backbone.preprocess(shortened, images) | {"text_ids": ids, "text_mask": mask}
 
-    def check(self, thinking_steps: int) -> int:
-        """`thinking_steps`; ValueError if fewer reason tokens are learned."""
-        if check_steps(thinking_steps) > self.reason_tokens:
+    def steps_of(self, thinking_steps: int | None = None, side: str | None = None) -> int:
+        """As :meth:`LatentEncoder.steps_of`; ValueError if fewer reason tokens are learned."""
+        steps = super().steps_of(thinking_steps, side)
+        if steps > self.reason_tokens:
             raise ValueError(
-                f"thinking_steps={thinking_steps}, but the model has learned {self.reason_tokens} reason tokens: one "
+                f"thinking_steps={steps}, but the model has learned {self.reason_tokens} reason tokens: one "
                 "pass cannot think longer than it was trained to."
             )
-        return int(thinking_steps)
+        return steps
 
     def one_pass(
         self, features: dict[str, Tensor], thinking_steps: int | None = None, edit: Edit | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, K, D) states of the reason tokens and (B, D) embeddings of unit length, float32 or better."""
-        steps = self.check(self.steps_of(thinking_steps))
+        steps = self.steps_of(thinking_steps)
         ids, mask = features["input_ids"], features["attention_mask"]
         self.check_room(ids, steps + 1, f"{steps} reason tokens with [EMBED]")
         images = features if "pixel_values" in features else None
@@ -201,7 +198,7 @@ class ReasonEncoder(LatentEncoder):
                 read[k] = token if edit is None else edit(k, token, rows)
             return read[k]
 
-        steps = self.check(self.steps_of(thinking_steps))
+        steps = self.steps_of(thinking_steps)
         passes = [self.one_pass(features, step, once) for step in range(1, steps + 1)]
         return {"states": passes[-1][0], "vectors": torch.stack([vectors for _, vectors in passes], dim=1)}
 
@@ -224,7 +221,7 @@ class ReasonEncoder(LatentEncoder):
         save_file(tensors, os.path.join(output_path, WEIGHTS_FILE))
 
     @classmethod
-    def load(cls, model_name_or_path: str, **kwargs: Any) -> ReasonEncoder:
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:
         """What :meth:`save` wrote. ValueError: reason tokens are missing, or do not fit the backbone."""
         encoder = super().load(model_name_or_path, **kwargs)
         source = kwargs.get("adapter") or model_name_or_path

@@ -1,7 +1,5 @@
 """Swaps in HopWorld: put another entity into a thought and see which document is retrieved."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 
