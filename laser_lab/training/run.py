@@ -273,7 +273,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trained = train(load(**model) if isinstance(model, dict) else model, data, dev=task, **config)
     print(json.dumps({"output": str(Path(config["output_dir"]) / "final"), "log": trained.history[-1]}))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
