@@ -246,7 +246,7 @@ class LatentEncoder(InputModule):
             error.inputs = [self.last_batch[row] for row in error.rows if row < len(self.last_batch)]
             raise
 
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the model (or its adapter alone), tokenizer and settings."""
         self.backbone.model.save_pretrained(output_path)
         self.save_tokenizer(output_path)

@@ -248,7 +248,7 @@ def use_reason_tokens(model: LatentRetriever, count: int, *, decoder: bool = Tru
 
 
 @torch.inference_mode()
-def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TARGET_LENGTH) -> list[str]:
+def reconstruct(model: LatentRetriever, thoughts: Thoughts) -> list[str]:
     """The document that the decoder head reads (greedily) from the states of each thought, as text. ValueError: the
     model has no decoder head."""
     encoder = model[0]
@@ -259,7 +259,7 @@ def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TA
     texts = []
     for states in thoughts.states.to(backbone.embedding_table.device).split(64):
         ids = torch.zeros(len(states), 0, dtype=torch.long, device=states.device)
-        for _ in range(min(max_tokens, TARGET_LENGTH)):
+        for _ in range(TARGET_LENGTH):
             predicted = encoder.reasoner.decoder(states, backbone.embed(pad(ids, (0, 1))))[:, -1]
             ids = torch.cat([ids, backbone.logits(predicted).argmax(-1, keepdim=True)], dim=1)
             if (ids == tokenizer.eos_token_id).any(1).all():
