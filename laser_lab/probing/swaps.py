@@ -129,10 +129,12 @@ def _read(thoughts: Thoughts, first: int) -> Tensor:
     return pool(thoughts.states[:, first:], thoughts.weights[:, first:]) if first else thoughts.embeddings
 
 
-def _donor(world: HopWorld, own: Composition, step: int, candidates: list[tuple[int, str]]) -> tuple[int, str | None]:
-    """The first (row, entity) that :func:`bridge_swaps` can put into `own`; (0, None) if there is none."""
+def _donor(
+    world: HopWorld, own: Composition, step: int, candidates: list[tuple[int, str]], rng: random.Random
+) -> tuple[int, str | None]:
+    """A (row, entity) that :func:`bridge_swaps` can put into `own`; (0, None) if there is none."""
     path = {own.start, *own.bridges}
-    for row, entity in candidates if own.depth > step else ():
+    for row, entity in rng.sample(candidates, len(candidates)) if own.depth > step else ():
         if entity not in path and world.compose(entity, own.relations[step:]).answer not in path | {entity}:
             return row, entity
     return 0, None
