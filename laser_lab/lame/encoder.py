@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
@@ -217,8 +217,7 @@ class ReasonEncoder(LatentEncoder):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         super().save(output_path, *args, **kwargs)
-        tensors = {name: tensor.contiguous() for name, tensor in self.reasoner.state_dict().items()}
-        save_file(tensors, os.path.join(output_path, WEIGHTS_FILE))
+        save_model(self.reasoner, os.path.join(output_path, WEIGHTS_FILE))
 
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:
@@ -229,7 +228,7 @@ class ReasonEncoder(LatentEncoder):
         if file is None:
             raise ValueError(f"{source} thinks with reason tokens, but {WEIGHTS_FILE} is not there")
         try:
-            encoder.reasoner.load_state_dict(load_file(file))
+            load_model(encoder.reasoner, file)
         except RuntimeError as error:
             raise ValueError(f"The reason tokens in {file} do not fit {encoder.base!r}: {error}") from error
         return encoder
