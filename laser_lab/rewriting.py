@@ -32,8 +32,7 @@ def generate_reasoning(
         ids = [tokenizer(texts[i])["input_ids"][-DEFAULT_MAX_LENGTH:] or [tokenizer.eos_token_id] for i in rows]
         batch = tokenizer.pad({"input_ids": ids}, padding=True, return_tensors="pt").to(model.device)
         out = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            **batch,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
