@@ -95,7 +95,7 @@ def test_killed_at_random_moments(model, tmp_path, engine):
     """The folder is that of an unbroken run, and no shard is ever half there."""
     count, size = 300, 15
     source = write_lines(tmp_path / "c.jsonl", rows(count) + rows(5))  # and repeated ids, which are looked for last
-    how = dict(shard_size=size, dtype="float32", skip_bad=True)
+    how = dict(shard_size=size, dtype="float32", skip_bad=True, workers=1)
     encode(model, source, tmp_path / "whole", **how)
 
     def run(folder):
@@ -137,7 +137,7 @@ def test_a_worker_that_dies_is_replaced(model, tmp_path, monkeypatch):
             yield progress
 
     def run():
-        found = encode(model, source, tmp_path / "out", engine="ray", workers=2, dtype="float32")
+        found = encode(model, source, tmp_path / "out", engine="ray", workers=1, dtype="float32")
         return found["documents"], found["encoded"], victims
 
     monkeypatch.setattr(encoding, "run_on_ray", killing)
@@ -209,7 +209,7 @@ def test_a_disk_that_is_full(model, tmp_path, engine):
     source = write_lines(tmp_path / "c.jsonl", rows(600))
 
     def run():
-        return encode(model, source, disk / "out", engine=engine, shard_size=30)["documents"]
+        return encode(model, source, disk / "out", engine=engine, workers=1, shard_size=30)["documents"]
 
     try:
         (disk / "ballast").write_bytes(b"0" * (2**20 - 2**14 if engine == "process" else 2**19))

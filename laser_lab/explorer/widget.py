@@ -11,9 +11,11 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from sentence_transformers import SentenceTransformer
 
 from laser_lab.base.files import missing_extra, write_text
 from laser_lab.base.inputs import check_texts
@@ -29,10 +31,6 @@ try:
     import traitlets
 except ImportError as error:
     raise missing_extra("anywidget", "lab") from error
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,8 @@ def explore(
 ) -> Explorer:
     """An interactive window on latent thinking, for a notebook cell: make it the last expression.
 
-    Type or choose a query; see the tokens of every step and layer, the ranking for every K and the way among the
+    Type or choose a query, with an instruction of its own if it needs one (``Instruct: task Query: text``; a task's
+    prompts are known); see the tokens of every step and layer, the ranking for every K and the way among the
     documents; change one step's soft token and see the changed ranking beside the original.
 
     Args:

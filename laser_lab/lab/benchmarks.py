@@ -91,8 +91,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 The paper ran ``bright``; ``bright-v1.1`` also drops the documents that BRIGHT excludes per query. FollowIR's quality is
 that of the original instructions. The paper does not say which documents BrowseComp-Plus counts: with ``gold_only``
 Qwen3-Embedding-0.6B's public leaderboard row (8.5, 30.5, 66.2) is nearest to the paper's (8.0, 29.1, 64.8). The
-released evaluation wraps texts in the chat template (``ll.load(..., template="chat")``) and reads prompts that were not
-released; the model card does neither.
+released evaluation has the chat template (``ll.load(..., template="chat")``) and prompts that were not released.
 """
 
 
@@ -160,14 +159,12 @@ def run(
 
 
 def report(measured: Mapping[str, pd.DataFrame], rows: Mapping[str, str]) -> pd.DataFrame:
-    """Measured results and template beside the published row, under ``measured`` and ``published``.
+    """What :func:`run` returned, by name of a model, beside published rows, under ``measured`` and ``published``.
 
     Args:
-        measured: Name of a model to what :func:`run` returned for it; all of one benchmark.
-        rows: Name to published row, e.g. ``{"mine": "LaSER (Qwen3-0.6B)"}``.
+        rows: Name to published row, e.g. ``{"mine": "LaSER (Qwen3-0.6B)"}``; a KeyError if there is none.
 
     Raises:
-        KeyError: `rows` names a row that neither side has.
         ValueError: The frames are of several benchmarks.
     """
     names = {name for frame in measured.values() for name in frame["benchmark"]}
@@ -199,17 +196,13 @@ class ThinkingEncoder(SentenceTransformerEncoderWrapper):
 def mteb_model(
     model: LatentRetriever, *, instructions: Mapping[str, str] | None = None, thinking_steps: int | None = None
 ) -> ThinkingEncoder:
-    """The model for ``mteb.evaluate``, with a prompt per task, and K, token limit and weights in the results.
-
-    Without it MTEB's cache cannot tell a retriever before and after training apart.
+    """The model for ``mteb.evaluate``, with a prompt per task; K, token limit and weights are in the results, without
+    which MTEB's cache cannot tell a retriever before and after training apart.
 
     Args:
         instructions: Task name to what its queries are told; the model's own prompt ``"TASK-query"`` wins, and so does
             a task's ``prompt`` column. Other tasks, and all documents, have the model's own prompts.
-        thinking_steps: K for queries and documents; default: the model's own.
-
-    Raises:
-        ValueError: ``thinking_steps`` is not a positive integer.
+        thinking_steps: K for queries and documents, a positive integer; default: the model's own.
     """
     steps = model.encoder.steps_of(thinking_steps)
     wrapped = ThinkingEncoder(model)
@@ -254,10 +247,8 @@ class StoredCorpus(SearchEncoderWrapper):
 
 
 def stored_corpus(wrapped: ThinkingEncoder, folder: str | os.PathLike[str]) -> StoredCorpus:
-    """A model of :func:`mteb_model` that keeps its documents in `folder`.
-
-    Documents without a text are left out and counted. Results name the documents' K too (``document_steps``).
-    """
+    """A model of :func:`mteb_model` that keeps its documents in `folder`; those without a text are left out and
+    counted. Results name the documents' K too (``document_steps``)."""
     found, meta = StoredCorpus(wrapped), wrapped.mteb_model_meta
     found.folder = Path(folder)
     settings = meta.experiment_kwargs | {"document_steps": wrapped.model.encoder.steps_of(side="document")}

@@ -54,11 +54,8 @@ MEASURED = ("thinking_steps", "document_steps", "steps", "depth")
 
 @dataclass(frozen=True)
 class Cell(Cached):
-    """One training, read at every K from 1 to :data:`READ_STEPS`. Its folder also holds the trained ``model``.
-
-    Only the queries think longer or shorter than in training: the documents are an index that stays. In
-    ``ndcg@10_same_k`` the documents think as long as the queries.
-    """
+    """One training, read at every K from 1 to :data:`READ_STEPS`: by the queries, while the documents are an index that
+    stays. In ``ndcg@10_same_k`` they think equally long. The folder also holds the trained ``model``."""
 
     method: str
     seed: int = 0
@@ -163,8 +160,7 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
     """Run what is not cached and return the whole table: a row per cell, query and inference K.
 
     Args:
-        workers: Cells at a time, each a process with one thread (joblib); default: a process per core. 0 runs them
-            here.
+        workers: Processes (joblib), of one thread each; default: one per core. 0 runs the cells here.
 
     Raises:
         RuntimeError: A cell failed; the others are done.

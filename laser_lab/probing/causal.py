@@ -78,6 +78,7 @@ def soft_tokens(
     thinking_steps: int | None = None,
     *,
     prompt_name: str | None = None,
+    prompts: Sequence[str] = (),
     batch_size: int = 32,
 ) -> Tensor:
     """(B, S, D): the soft tokens fed back, S = K-1, or K with pooling ``"generated"``. No thought ends early here."""
@@ -88,7 +89,8 @@ def soft_tokens(
         kept[rows, k - 1] = soft_token.float().cpu()
         return soft_token
 
-    think(model, texts, steps, prompt_name=prompt_name, batch_size=batch_size, threshold=0.0, edit=keep)
+    options = dict(prompt_name=prompt_name, prompts=prompts, batch_size=batch_size)
+    think(model, texts, steps, **options, threshold=0.0, edit=keep)
     return kept
 
 

@@ -28,8 +28,7 @@ class Objective(nn.Module):
 
 
 class DualViewLoss(Objective):
-    """L = CL(latent) + λ1·CL(explicit) + λ2·KL_out + λ3·KL_mid + lexical·CE, or GIRCSE's, by the method (LaSER, eq.
-    11).
+    """L = CL(latent) + λ1·CL(explicit) + λ2·KL_out + λ3·KL_mid + lexical·CE, or GIRCSE's (LaSER, eq. 11).
 
     Takes the :class:`Collator`'s features of queries, documents and perhaps the explicit view; returns every weighted
     term by name. Distillation targets carry no gradient, nor do its documents unless the method says so.

@@ -145,11 +145,8 @@ def _finish(trainer: LatentTrainer, checkpoint: Path | None, dataset: Dataset, s
 
 
 def set_method(model: LatentRetriever, method: Method) -> None:
-    """Let a retriever think as `method` says.
-
-    Raises:
-        ValueError: A model with reason tokens and a method without them, or no token could end a thought.
-    """
+    """Let a retriever think as `method` says. ValueError: a model with reason tokens and a method without them, or no
+    token could end a thought."""
     if isinstance(method, ReasonMethod):
         use_reason_tokens(
             model, method.thinking_steps, decoder=bool(method.reconstruction), start_word=method.start_word
@@ -162,11 +159,8 @@ def set_method(model: LatentRetriever, method: Method) -> None:
 
 
 def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
-    """Arguments of the trainer: the paper's, ours where it names none, and `changes` over both.
-
-    Raises:
-        ValueError: A change has no such name, or a value that is no number where one is needed.
-    """
+    """Arguments of the trainer: the paper's, ours where it names none, and `changes` over both (ValueError: no such
+    name, or no number where one is needed)."""
     changes = checked_settings(changes)
     settings: dict[str, Any] = dict(
         num_train_epochs=1,
@@ -192,10 +186,12 @@ def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
     return settings | changes
 
 
+ARGUMENTS = inspect.signature(train).parameters.keys() - {"arguments"}
+
+
 def check_arguments(given: Iterable[str], where: str) -> None:
     """Raise a ValueError if `where` gives an argument that :func:`train` does not have."""
-    known = set(inspect.signature(train).parameters) - {"arguments"}
-    check_names(given, known | SentenceTransformerTrainingArguments.__dataclass_fields__.keys(), where)
+    check_names(given, ARGUMENTS | SentenceTransformerTrainingArguments.__dataclass_fields__.keys(), where)
 
 
 def checked_settings(changes: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor, nn
 from transformers import TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from laser_lab.base.files import atomic_folder
+from laser_lab.base.inputs import text_of
 from laser_lab.base.kernels import linear
 from laser_lab.base.numbers import NotFinite, likely_cause
 from laser_lab.data.readers import RetrievalTask
@@ -62,6 +65,15 @@ class LatentTrainer(SentenceTransformerTrainer):
 
     def validate_column_names(self, dataset: Any, dataset_name: str | None = None) -> None:
         """The collator reads ids and lists; nothing is trained on by column order."""
+
+    def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **kwargs: Any) -> Any:
+        """The stock trainer's, which does not read ``train_sampling_strategy="group_by_length"``: questions of like
+        length in a batch, which pads them less."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
+        lengths = [len(text_of(query)) for query in dataset["query"]]
+        rows = LengthGroupedSampler(batch_size, lengths=lengths, generator=kwargs.get("generator"))
+        return DefaultBatchSampler(rows, batch_size=batch_size, drop_last=drop_last, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self._batch_ids, self._batch = inputs.pop("ids", []), inputs
