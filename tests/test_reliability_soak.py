@@ -1,7 +1,7 @@
 """The soak: SIGKILL at random moments, 50 times in all, over everything that writes for long.
 
-After every kill whatever a reader would take is whole; at the end the state is that of a run that nobody killed. Moments
-are drawn on the processor time of the killed process, so that a busy machine changes nothing. By hand, minutes:
+After every kill whatever a reader would take is whole; at the end the state is that of a run that nobody killed. The
+moments are drawn on the processor time of the killed process, so that a busy machine changes nothing. By hand, minutes:
 ``pytest -m slow tests/test_reliability_soak.py -s``.
 """
 

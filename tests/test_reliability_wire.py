@@ -12,11 +12,13 @@ import zipfile
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from test_training import FAST, load, rows
 
 import laser_lab as ll
+from laser_lab.adapters import fitting
 from laser_lab.data.readers import RetrievalTask, features, read_dataset
 from laser_lab.training.run import add_lora
 
@@ -121,16 +123,13 @@ def test_a_pickled_adapter_is_refused(tiny_folder, adapter, tmp_path, alone):
 
 
 def test_a_pickled_adapter_of_the_hub_is_not_fetched(tiny_folder, monkeypatch):
-    import huggingface_hub
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
     fetched = []
 
     def download(repo, name, *args, **kwargs):
         fetched.append(name)
         raise RemoteEntryNotFoundError("404", response=type("R", (), {"headers": {}, "request": None})())
 
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(fitting, "hf_hub_download", download)
     monkeypatch.setattr("laser_lab.loading._encoder_class", lambda source: ll.encoder.LatentEncoder)
     with pytest.raises(ValueError, match="the adapter owner/name has no adapter_model.safetensors, and pickled"):
         ll.load(tiny_folder, adapter="owner/name", device="cpu")
