@@ -184,8 +184,8 @@ def same(first, second):
 
 
 def in_fork(work, home, most=None):
-    """Do the work in a fork, killed once it has used `most` seconds of processor time; returns those it used, or None
-    if it was killed."""
+    """Do the work in a fork, killed once it has used `most` seconds of processor time; returns whether it was killed,
+    and those it used."""
     (home / "cache").mkdir(exist_ok=True)
     child = os.fork()
     if not child:
@@ -211,10 +211,9 @@ def in_fork(work, home, most=None):
             ended = os.waitpid(child, 0)
             break
         time.sleep(0.002)
-    if os.WIFSIGNALED(ended[1]):
-        return None
-    assert ended[1] == 0, (home / ".log").read_text()[-3000:]
-    return used
+    killed = os.WIFSIGNALED(ended[1])
+    assert killed or ended[1] == 0, (home / ".log").read_text()[-3000:]
+    return killed, used
 
 
 @pytest.mark.slow
@@ -237,15 +236,15 @@ def test_kills_at_random_moments_lose_and_halve_nothing(what, tiny_folder, tiny_
         (tmp_path / "world").mkdir()
         in_fork(Pretraining(tiny_folder), tmp_path / "world")
     home = at_home("unbroken")
-    whole = in_fork(work, home)
+    _, whole = in_fork(work, home)
     expected = work.state(home)
     rng, kills, runs, moments = random.Random(what), 0, 0, []
     while kills < KILLS[what]:
         home = at_home(f"killed-{runs}")
-        moment = rng.uniform(0, whole)
-        if in_fork(work, home, moment) is None:
+        killed, used = in_fork(work, home, rng.uniform(0, whole))
+        if killed:
             kills += 1
-            moments.append(moment / whole)
+            moments.append(round(used / whole, 2))
             work.check(home)
         else:  # it got through: begin anew
             same(work.state(home), expected)
@@ -254,7 +253,7 @@ def test_kills_at_random_moments_lose_and_halve_nothing(what, tiny_folder, tiny_
     in_fork(work, home)
     work.check(home)
     same(work.state(home), expected)
-    print(f"\n{what}: {kills} kills at {sorted(round(m, 2) for m in moments)} of {whole:.1f} s of processor time, "
+    print(f"\n{what}: {kills} kills at {sorted(moments)} of {whole:.1f} s of processor time, "
           f"{runs + 1} runs that ended like the unbroken one, {time.time() - started:.0f} s")  # fmt: skip
 
 
