@@ -214,7 +214,8 @@ def test_the_public_release_of_strategyqa(tmp_path):
     facts = [f"fact {i} tells of thing{i} and of water" for i in range(30)]
     rows = [
         {"qid": f"q{i}", "term": "x", "question": f"Is thing{i} like water?", "answer": i % 2 == 0, "evidence": [],
-         "facts": [facts[i], facts[(i + 1) % 12], f" {facts[i]}"], "decomposition": [f"What is thing{i}?", "Is #1 wet?"]}
+         "facts": [facts[i], facts[(i + 1) % 12], f" {facts[i]}"],
+         "decomposition": [f"What is thing{i}?", "Is #1 wet?"]}
         for i in range(12)
     ] + [{"qid": "none", "question": "?", "answer": True, "facts": [], "decomposition": []}]  # fmt: skip
     (tmp_path / "release").mkdir()

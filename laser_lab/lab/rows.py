@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.company import locked
 from laser_lab.base.files import atomic_file, cache_dir, write_text
+from laser_lab.data.bm25 import bm25, bm25_index
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
 from laser_lab.evaluation import score, score_run, score_steps
-from laser_lab.data.bm25 import bm25, bm25_index
 from laser_lab.lab.cached import Cached
 from laser_lab.methods import METHODS, method_of
 
