@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 _SAVED_WEIGHTS = r"(model|adapter_model|reason_tokens)(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_config\.json"
 TextEdit = Callable[[int, Tensor, list[int]], Tensor]
 """(k, soft token t_k (b, D), the indices of these b texts) to what is fed back instead, (b, D)"""
-DEFAULT_THINKING_STEPS = 3
 DEFAULT_MAX_LENGTH = 512  # what the published checkpoints were trained with; they are evaluated at 8192
 
 
@@ -73,14 +72,10 @@ class LatentEncoder(InputModule):
         self,
         backbone: Backbone,
         *,
-        thinking_steps: int = DEFAULT_THINKING_STEPS,
-        document_steps: int | None = None,
-        pooling: str = "all",
-        halting: bool | str = False,
-        halting_threshold: float = 1e-3,
         max_length: int = DEFAULT_MAX_LENGTH,
         template: str | None = None,
         add_special_tokens: bool = True,
+        **thinking: Any,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -88,11 +83,11 @@ class LatentEncoder(InputModule):
         self.last_batch: Sequence[Input] = ()  # what `preprocess` saw last: for errors
         self.template = check_template(template, backbone.tokenizer)
         self.add_special_tokens = add_special_tokens
-        self.set_thinking(thinking_steps, document_steps, pooling, halting, halting_threshold)
+        self.set_thinking(**thinking)
 
     def set_thinking(
         self,
-        thinking_steps: int,
+        thinking_steps: int = 3,
         document_steps: int | None = None,
         pooling: str = "all",
         halting: bool | str = False,
@@ -246,7 +241,7 @@ class LatentEncoder(InputModule):
             error.inputs = [self.last_batch[row] for row in error.rows if row < len(self.last_batch)]
             raise
 
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the model (or its adapter alone), tokenizer and settings."""
         self.backbone.model.save_pretrained(output_path)
         self.save_tokenizer(output_path)

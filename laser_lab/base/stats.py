@@ -45,7 +45,7 @@ def failure_rate(values: ArrayLike, threshold: float = 0.9) -> tuple[float, floa
     return proportion(values < threshold)
 
 
-def summarise(frame: pd.DataFrame, by: Sequence[str], measure: str = "ndcg@10", seed: int = 0) -> pd.DataFrame:
+def summarise(frame: pd.DataFrame, by: Sequence[str], measure: str = "ndcg@10") -> pd.DataFrame:
     """Mean and :func:`interval` over seeds and queries per group: ``by..., measure, low, high, seeds, queries``.
 
     Args:
@@ -59,19 +59,13 @@ def summarise(frame: pd.DataFrame, by: Sequence[str], measure: str = "ndcg@10", 
         table = group.pivot_table(index="seed", columns="query_id", values=measure).to_numpy()
         if np.isnan(table).any():
             raise ValueError(f"{key}: the seeds were not read on the same queries")
-        rows.append([*key, *interval(table, seed), *table.shape])
+        rows.append([*key, *interval(table), *table.shape])
     return pd.DataFrame(rows, columns=[*by, measure, "low", "high", "seeds", "queries"])
 
 
-def compare(
-    frame: pd.DataFrame,
-    pairs: str | Iterable[tuple[str, str]],
-    by: str = "method",
-    measure: str = "ndcg@10",
-    seed: int = 0,
-) -> pd.DataFrame:
-    """:func:`paired_test` of first minus second, a row per pair. The seeds that both have are paired; a side with one
-    seed (nothing was trained) stands against all seeds of the other.
+def compare(frame: pd.DataFrame, pairs: str | Iterable[tuple[str, str]], by: str = "method") -> pd.DataFrame:
+    """:func:`paired_test` of first minus second in nDCG@10, a row per pair. The seeds that both have are paired; a side
+    with one seed (nothing was trained) stands against all seeds of the other.
 
     Args:
         frame: As for :func:`summarise`.
@@ -84,7 +78,7 @@ def compare(
     Raises:
         ValueError: An unknown name, no seed in common, or different queries.
     """
-    tables = {name: t.pivot_table(index="seed", columns="query_id", values=measure) for name, t in frame.groupby(by)}
+    tables = {name: t.pivot_table(index="seed", columns="query_id", values="ndcg@10") for name, t in frame.groupby(by)}
     if isinstance(pairs, str):
         pairs = [(name, pairs) for name in frame[by].unique() if name != pairs]
     rows = []
@@ -99,7 +93,7 @@ def compare(
         differences = left.to_numpy() - right.to_numpy()
         if not len(differences):
             raise ValueError(f"{first} and {second} have no seed in common")
-        mean, low, high, p = paired_test(differences, seed)
+        mean, low, high, p = paired_test(differences)
         by_seed = differences.mean(axis=1)
         rows.append([first, second, mean, low, high, *differences.shape, by_seed.min(), by_seed.max(), p])
     columns = "first second difference low high seeds queries least most p".split()
@@ -107,7 +101,7 @@ def compare(
     return result.assign(p_adjusted=stats.false_discovery_control(result["p"]) if rows else [])
 
 
-def paired_test(differences: ArrayLike, seed: int = 0) -> tuple[float, float, float, float]:
+def paired_test(differences: ArrayLike) -> tuple[float, float, float, float]:
     """Mean of paired (seeds, questions) differences, its 95 % interval and the two-sided p that it is 0.
 
     Seeds and questions are crossed random effects: Var(mean) = (MS_seeds + MS_questions - MS_rest) / (seeds *
@@ -119,7 +113,7 @@ def paired_test(differences: ArrayLike, seed: int = 0) -> tuple[float, float, fl
     differences = np.atleast_2d(np.asarray(differences, dtype=float))
     seeds, questions = differences.shape
     if min(seeds, questions) == 1:
-        return *interval(differences, seed), sign_flip(differences.ravel(), seed)
+        return *interval(differences), sign_flip(differences.ravel())
     mean, of_seeds, of_questions = differences.mean(), differences.mean(axis=1), differences.mean(axis=0)
     rest = differences - of_seeds[:, None] - of_questions + mean
     degrees = np.array([seeds - 1, questions - 1, (seeds - 1) * (questions - 1)])
@@ -135,7 +129,7 @@ def paired_test(differences: ArrayLike, seed: int = 0) -> tuple[float, float, fl
     return float(mean), float(mean - reach), float(mean + reach), float(2 * stats.t.sf(abs(mean) / error, freedom))
 
 
-def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
+def sign_flip(differences: ArrayLike) -> float:
     """p of the two-sided permutation test of paired differences; 1 where all are 0."""
     differences = np.asarray(differences, dtype=float)
     if not differences.any():
@@ -147,6 +141,6 @@ def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
         vectorized=True,
         n_resamples=9999,
         batch=500,
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(0),
     )
     return float(found.pvalue)

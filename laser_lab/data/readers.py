@@ -95,16 +95,16 @@ class BadRows(ValueError):
         return f"{self.count} bad rows (pass skip_bad=True to leave them out):\n  {lines}{more}"
 
 
-def mini(split: str = "dev") -> RetrievalTask:
+def mini() -> RetrievalTask:
     """The bundled task: questions on science, everyday life, economics and code."""
-    return read_task(Path(__file__).parent / "mini", split)
+    return read_task(Path(__file__).parent / "mini")
 
 
-def read_task(folder: str | os.PathLike[str], split: str = "dev", *, skip_bad: bool = False) -> RetrievalTask:
+def read_task(folder: str | os.PathLike[str], split: str = "dev") -> RetrievalTask:
     """A folder with ``corpus.jsonl`` and ``SPLIT.jsonl`` (EntailmentBank layout) as a task; ids must not repeat."""
     _check_split(split)
     corpus = read_corpus(folder)
-    data = read_dataset(folder, split, skip_bad=skip_bad)
+    data = read_dataset(folder, split)
     # Public training data repeats ids (EntailmentBank does); a query to be scored must be one query.
     if repeated := [i for i, count in Counter(data["id"]).items() if count > 1]:
         raise ValueError(f"{folder}: {split} has {len(repeated)} ids more than once, e.g. {repeated[0]!r}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
@@ -217,8 +217,7 @@ class ReasonEncoder(LatentEncoder):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         super().save(output_path, *args, **kwargs)
-        tensors = {name: tensor.contiguous() for name, tensor in self.reasoner.state_dict().items()}
-        save_file(tensors, os.path.join(output_path, WEIGHTS_FILE))
+        save_model(self.reasoner, os.path.join(output_path, WEIGHTS_FILE))
 
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:
@@ -229,7 +228,7 @@ class ReasonEncoder(LatentEncoder):
         if file is None:
             raise ValueError(f"{source} thinks with reason tokens, but {WEIGHTS_FILE} is not there")
         try:
-            encoder.reasoner.load_state_dict(load_file(file))
+            load_model(encoder.reasoner, file)
         except RuntimeError as error:
             raise ValueError(f"The reason tokens in {file} do not fit {encoder.base!r}: {error}") from error
         return encoder
@@ -248,7 +247,7 @@ def use_reason_tokens(model: LatentRetriever, count: int, *, decoder: bool = Tru
 
 
 @torch.inference_mode()
-def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TARGET_LENGTH) -> list[str]:
+def reconstruct(model: LatentRetriever, thoughts: Thoughts) -> list[str]:
     """The document that the decoder head reads (greedily) from the states of each thought, as text. ValueError: the
     model has no decoder head."""
     encoder = model[0]
@@ -259,7 +258,7 @@ def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TA
     texts = []
     for states in thoughts.states.to(backbone.embedding_table.device).split(64):
         ids = torch.zeros(len(states), 0, dtype=torch.long, device=states.device)
-        for _ in range(min(max_tokens, TARGET_LENGTH)):
+        for _ in range(TARGET_LENGTH):
             predicted = encoder.reasoner.decoder(states, backbone.embed(pad(ids, (0, 1))))[:, -1]
             ids = torch.cat([ids, backbone.logits(predicted).argmax(-1, keepdim=True)], dim=1)
             if (ids == tokenizer.eos_token_id).any(1).all():

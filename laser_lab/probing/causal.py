@@ -132,7 +132,6 @@ def interventions(
     *,
     prompt_name: str | None = None,
     batch_size: int = 32,
-    seed: int = 0,
 ) -> list[Intervention]:
     """All interventions at each step of thinking about `texts` (at least two, else a ValueError): ``itself`` (replaced
     by the same: no change), ``another query's`` (:func:`swap`), the ``mean`` over texts, ``noise``, ``knocked out``
@@ -148,9 +147,9 @@ def interventions(
             own, mean = said[:, k - 1], said[:, k - 1].mean(0)
             found += [
                 Intervention("itself", k, replace(k, own)),
-                Intervention("another query's", k, swap(k, own, seed)),
+                Intervention("another query's", k, swap(k, own)),
                 Intervention("mean", k, replace(k, mean)),
-                Intervention("noise", k, noise(k, *own.shape, seed=seed + k)),
+                Intervention("noise", k, noise(k, *own.shape, seed=k)),
             ]
             if k > skipped:
                 found.append(knock_out(k, mean))

@@ -173,6 +173,8 @@ def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    if changes.get("bf16") and not torch.accelerator.is_available():
+        settings["use_cpu"] = True  # the trainer asks for it
     if has_dev:
         settings |= dict(
             eval_strategy=settings["save_strategy"],
