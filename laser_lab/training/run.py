@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import set_seed
 
@@ -33,9 +34,6 @@ from laser_lab.training.batches import Collator, training_pairs
 from laser_lab.training.objectives import BottleneckLoss, DualViewLoss
 from laser_lab.training.resume import fingerprint, identity, last_checkpoint
 from laser_lab.training.trainer import LatentTrainer, StepEvaluator
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 LORA = dict(r=64, lora_alpha=32, target_modules="all-linear")  # LaSER, appendix
 RUN_CARD = "run_card.json"
@@ -175,6 +173,8 @@ def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    if changes.get("bf16") and not torch.accelerator.is_available():
+        settings["use_cpu"] = True  # the trainer asks for it
     if has_dev:
         settings |= dict(
             eval_strategy=settings["save_strategy"],
@@ -275,7 +275,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trained = train(load(**model) if isinstance(model, dict) else model, data, dev=task, **config)
     print(json.dumps({"output": str(Path(config["output_dir"]) / "final"), "log": trained.history[-1]}))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
