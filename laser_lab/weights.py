@@ -1,7 +1,5 @@
 """From a hub id, folder, GGUF file, adapter or built-in name to a backbone."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable
@@ -83,11 +81,8 @@ BUILT_IN: dict[str, Callable[[], Path]] = {
 
 
 def resolve(name: str | os.PathLike[str]) -> str:
-    """A built-in name to its folder; a local path to itself; else a hub id, unchanged.
-
-    Raises:
-        FileNotFoundError: `name` looks like a path and nothing is there.
-    """
+    """A built-in name to its folder; a local path to itself; else a hub id, unchanged. FileNotFoundError: `name` looks
+    like a path and nothing is there."""
     text = os.fspath(name)
     if text in BUILT_IN:
         return str(BUILT_IN[text]())

@@ -1,7 +1,5 @@
 """Other processes: locks that say what they wait for, workers that end with their parent, and what killed ones left."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os
@@ -26,14 +24,8 @@ SWEPT_AFTER = 24 * 3600
 
 @contextmanager
 def locked(file: str | os.PathLike[str], holder: str, wait: bool = True) -> Iterator[None]:
-    """Hold the lock `file`; where another process does, wait for it and say so once.
-
-    Args:
-        holder: Who holds it, for the message: ``"another process that makes X"``.
-
-    Raises:
-        RuntimeError: It is held, and `wait` is off.
-    """
+    """Hold the lock `file`. Where another process does, wait and say once for whom: `holder`, such as ``"another
+    process that makes X"``. RuntimeError: it is held, and `wait` is off."""
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
@@ -49,8 +41,8 @@ def locked(file: str | os.PathLike[str], holder: str, wait: bool = True) -> Iter
 
 
 def end_with_parent(parent: int, interval: float = 1.0) -> None:
-    """Let this process end itself soon after its parent, the process of that number, is gone: a killed parent cannot
-    tell its workers. Called in a worker; a second call does nothing."""
+    """Called in a worker, ends it soon after its `parent`, the process of that number: a killed parent cannot tell its
+    workers. A second call does nothing."""
     name = "laser_lab-end-with-parent"
     if any(thread.name == name for thread in threading.enumerate()):
         return
@@ -85,8 +77,7 @@ def scratch_folder(name: str, home: str | os.PathLike[str] | None = None) -> tem
 
 
 def sweep(folder: Path) -> None:
-    """Remove scratch files and folders in `folder` that a process of this machine left: it is dead, and they are older
-    than a day. Nothing else is touched."""
+    """Remove the scratch in `folder` that is older than a day and whose process, of this machine, is dead."""
     for path in folder.glob(".*.laser_lab-*"):
         found = _SCRATCH.match(path.name)
         if found is None or found[1] != _host() or psutil.pid_exists(int(found[2])):

@@ -46,7 +46,9 @@ def run_on_ray(
         asks: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": CORE}
         workers = workers or gpus or max(1, int(resources["CPU"]))
         _pack(model, vectors)
-        ray.data.DataContext.get_current().enable_progress_bars = False  # one bar is enough
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # one bar is enough
+        context.raise_original_map_exception = True  # else what a function raised comes back as text alone
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         where = {"vectors": vectors, "how": how, "source": ray.put(source)}
         pool = ray.data.ActorPoolStrategy(size=workers)
@@ -105,8 +107,8 @@ def _pack(model: SentenceTransformer, vectors: VectorFolder) -> None:
     """The model as a file that all workers read."""
     from ray import cloudpickle
 
-    with atomic_file(vectors.model_file) as temporary:
-        torch.save(model, temporary, pickle_module=cloudpickle)
+    with vectors.room_for("the model"), atomic_file(vectors.model_file) as temporary, temporary.open("wb") as file:
+        torch.save(model, file, pickle_module=cloudpickle)
 
 
 def _unpack(vectors: VectorFolder, device: str) -> SentenceTransformer:

@@ -4,8 +4,6 @@ A query composes relations (functions from entity to entity): "teacher of mother
 All hops are known, so thoughts can be checked. :mod:`laser_lab.data.hopworld_lm` pretrains the world's language model.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
@@ -274,10 +272,7 @@ class HopWorld:
     def dataset(self, split: str = "train") -> Dataset:
         """A split in the schema :data:`laser_lab.data.readers.COLUMNS`, plus ``answer`` (document id), ``bridges`` and
         ``depth``. In training, depths with fewer compositions repeat them, so that all have equally many rows.
-
-        Raises:
-            ValueError: No such split.
-        """
+        ValueError: no such split."""
         schema = features()
         schema.update(answer=Value("string"), bridges=schema["negatives"], depth=Value("int64"))
         compositions = self._balanced() if split == "train" else self.compositions(split)

@@ -155,16 +155,22 @@ class VectorFolder:
         Raises:
             OSError: No space is left; the shards that are there stay.
         """
+        what = f"shard {number} ({len(content) / 1e6:.1f} MB)"
+        with self.room_for(what), atomic_file(self.shard_file(number)) as temporary, temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # before the rename: after a loss of power no named shard is half there
+
+    @contextmanager
+    def room_for(self, what: str) -> Iterator[None]:
+        """Inside, an error of a full disk says what did not fit and what to do."""
         try:
-            with atomic_file(self.shard_file(number)) as temporary, temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # before the rename: after a loss of power no named shard is half there
+            yield
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            need = f"no space for shard {number} ({len(content) / 1e6:.1f} MB). The finished shards stay: make space"
-            raise OSError(error.errno, f"{need} and run the same call again", str(self)) from error
+            advice = "The finished shards stay: make space and run the same call again"
+            raise OSError(error.errno, f"no space for {what}. {advice}", str(self)) from error
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files of a run that was killed; only for who holds the folder's lock."""
