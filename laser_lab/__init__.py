@@ -22,18 +22,22 @@ LexicalAlignment       the loss that lets each step say its words (ours)
 The method is described in docs/method.md.
 """
 
-from importlib import import_module
 from typing import Any
 
+from laser_lab.corpus import encode_corpus, open_corpus
 from laser_lab.data.prompts import query_prompt
 from laser_lab.encoder import LatentEncoder, LatentRetriever, think
 from laser_lab.evaluation import evaluate, rank
 from laser_lab.loading import load
 from laser_lab.losses import LexicalAlignment, TrajectoryAlignment
 from laser_lab.methods import METHODS, LatentMethod, Method, ReasonMethod
+from laser_lab.probing.causal import knock_out, swap
+from laser_lab.probing.geometry import linear_probes
+from laser_lab.probing.lens import TunedLens, fit_lens
 from laser_lab.probing.vocabulary import logit_lens, nearest_tokens
 from laser_lab.rewriting import rewrite_then_retrieve
 from laser_lab.thinking import Thoughts
+from laser_lab.training.run import train
 
 __all__ = [
     "METHODS",
@@ -64,20 +68,10 @@ __all__ = [
     "train",
 ]
 
-_LATER = {  # their parts take seconds to import, and looking at a model does not need them
-    "TunedLens": "laser_lab.probing.lens",
-    "encode_corpus": "laser_lab.corpus",
-    "explore": "laser_lab.explorer",
-    "fit_lens": "laser_lab.probing.lens",
-    "knock_out": "laser_lab.probing.causal",
-    "linear_probes": "laser_lab.probing.geometry",
-    "open_corpus": "laser_lab.corpus",
-    "swap": "laser_lab.probing.causal",
-    "train": "laser_lab.training.run",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return getattr(import_module(_LATER[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "explore":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from laser_lab.explorer import explore  # needs a package of the notebooks
+
+    return explore

@@ -1,22 +1,16 @@
-"""The backbone: a causal language model as the thinking loop sees it.
-
-This is the only file that knows model families (embedding scale, logit soft cap, where the head is). It knows nothing
-of thinking, retrieval or training.
-"""
-
-from __future__ import annotations
+"""The backbone: a causal language model as the thinking loop sees it. Only this file knows model families (embedding
+scale, logit soft cap, where the head is)."""
 
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from laser_lab.base.kernels import linear, use_fast_linear
 from laser_lab.base.numbers import likely_cause
-
-if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 SAME, SAME_HALF = 0.99999, 0.98  # cosine of equal states, in float32 and below
 VOCABULARY_BLOCK = 4096  # rows of W and E that fit into the processor's cache
@@ -91,20 +85,13 @@ class Backbone(nn.Module):
 
     def new_cache(self) -> Cache | None:
         """An empty KV cache, or None where the body cannot use one (gradient checkpointing)."""
-        from transformers import DynamicCache
-
         if self.training and any(getattr(m, "gradient_checkpointing", False) for m in self.causal_lm.modules()):
             return None
         return DynamicCache(config=self.config)
 
     def last_states(self, inputs_embeds: Tensor, attention_mask: Tensor, cache: Cache | None = None) -> Tensor:
-        """States after the final norm, (B, T, D), of the positions in `inputs_embeds`.
-
-        Args:
-            inputs_embeds: (B, T, D), the positions that are not in the cache yet.
-            attention_mask: (B, T_cached + T), 1 for text and thoughts, 0 for (left) padding.
-            cache: filled in place.
-        """
+        """States after the final norm, (B, T, D), of the (B, T, D) `inputs_embeds`: the positions that are not in the
+        cache yet, which is filled in place. `attention_mask` is (B, T_cached + T), 0 for (left) padding."""
         # Explicit positions, so that left padding changes nothing for absolute positions either.
         positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         # `base_model` is the body without the head: no V x D product.
@@ -117,9 +104,9 @@ class Backbone(nn.Module):
         ).last_hidden_state
 
     def logits(self, states: Tensor) -> Tensor:
-        """(..., D) states to (..., V) float32 logits of the LM head, soft cap included."""
+        """(..., D) states, on any device, to (..., V) float32 logits of the LM head, soft cap included."""
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
-        return _finished(linear(states.to(weight.dtype), weight, bias), self._logit_multiplier, self._soft_cap)
+        return _finished(linear(states.to(weight), weight, bias), self._logit_multiplier, self._soft_cap)
 
     def soft_token(self, states: Tensor) -> Tensor:
         """(B, D) states to (B, D) soft tokens, p·E with p = softmax(W h) (LaSER, section 3.2)."""
@@ -131,9 +118,9 @@ class Backbone(nn.Module):
         """(B, D) states to their (B, D) soft tokens and the (B,) log normalisers of their logits, as asked for.
 
         A soft token is attention with the states as queries, the head W as keys and the embeddings E as values, its
-        softmax in float32. On the CPU, where nothing needs a gradient, it goes by blocks of the vocabulary, each with
-        its own softmax, weighed by their total probability in the end: a block of W and E passes through the
-        processor's cache once, and the B x V probabilities are never held.
+        softmax in float32. On the CPU, without gradients, it goes by blocks of the vocabulary, each with its own
+        softmax, weighed by their total probability in the end: a block of W and E passes through the processor's cache
+        once, and the B x V probabilities are never held.
         """
         if not (soft_token or normaliser):
             return None, None
@@ -159,16 +146,8 @@ class Backbone(nn.Module):
         return mixed, total.logsumexp(0)
 
     def log_probabilities(self, states: Tensor, ids: Tensor, log_normalisers: Tensor) -> Tensor:
-        """Log-probabilities under softmax(W h) of N chosen tokens at each state, without reading the rest of W.
-
-        Args:
-            states: (..., D).
-            ids: (..., N) token ids.
-            log_normalisers: (...,), of :meth:`read_head`.
-
-        Returns:
-            (..., N) float32.
-        """
+        """(..., N) float32 log-probabilities under softmax(W h) of chosen tokens, without reading the rest of W: from
+        (..., D) states, (..., N) token ids and the (...,) log normalisers of :meth:`read_head`."""
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
         scores = torch.einsum("...d,...nd->...n", states.to(weight.dtype), weight[ids])
         if bias is not None:
@@ -191,42 +170,44 @@ class Backbone(nn.Module):
         """Compare our embedding and logits with the model's own on one token, and two thinking steps with the sequence
         run at once. Families differ in small ways that would silently falsify results, so one that we do not reproduce
         is refused."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        embedding, head = self.causal_lm.get_input_embeddings(), self.head
+        name, embedding, head = type(self.causal_lm).__name__, self.causal_lm.get_input_embeddings(), self.head
         if self.config.is_encoder_decoder:
-            raise ValueError(
-                f"{type(self.causal_lm).__name__} is an encoder-decoder: latent thinking needs a causal LM."
-            )
+            raise ValueError(f"{name} is an encoder-decoder: latent thinking needs a causal LM.")
         if head is None:
-            raise ValueError(f"{type(self.causal_lm).__name__} has no LM head: latent thinking needs a causal LM.")
+            raise ValueError(f"{name} has no LM head: latent thinking needs a causal LM.")
         if isinstance(embedding, BaseTunerLayer) or isinstance(head, BaseTunerLayer):
             raise ValueError("An adapter on the input embeddings or the LM head is not supported: merge it first.")
         training = self.model.training
         self.model.eval()
         ids = torch.ones(1, 1, dtype=torch.long, device=self.embedding_table.device)
-        ours = self.embedding_table[1] * self.embedding_scale
-        theirs = self.embed(ids)[0, 0]
-        tolerance = 1e-4 if theirs.dtype == torch.float32 else 5e-2
-        good = ours.shape == theirs.shape and torch.allclose(ours.float(), theirs.float(), atol=tolerance)
-        if good:
-            mask = torch.ones_like(ids)
-            expected = self.causal_lm(input_ids=ids, attention_mask=mask).logits[0, -1].float()
-            found = self.logits(self.last_states(self.embed(ids), mask)[0, -1])
-            if not torch.isfinite(expected).all():
-                raise ValueError(self._refusal(float("nan"), theirs.dtype))
-            limit = tolerance * max(1.0, float(expected.abs().max()))
-            good = found.shape == expected.shape and float((found - expected).abs().max()) <= limit
-        states = self._thinking_states() if good else ()
-        self.model.train(training)
-        if not good:
+        mask, theirs = torch.ones_like(ids), self.embed(ids)
+        ours = self.embedding_table[ids] * self.embedding_scale
+        expected = self.causal_lm(input_ids=ids, attention_mask=mask).logits.float()
+        found = self.logits(self.last_states(theirs, mask))
+        self._check_finite(expected)
+        exact = theirs.dtype == torch.float32
+        tolerance = 1e-4 if exact else 5e-2
+        limit = tolerance * max(1.0, float(expected.abs().max()))
+        if not (_close(ours.float(), theirs.float(), tolerance) and _close(found, expected, limit)):
             raise ValueError(
-                f"{type(self.causal_lm).__name__} scales its embeddings or logits in a way not reproduced here: "
-                "its soft tokens would be wrong. Please report it."
+                f"{name} scales its embeddings or logits in a way not reproduced here: its soft tokens would be wrong. "
+                "Please report it."
             )
-        least = float(torch.cosine_similarity(*states, dim=-1).min())
-        if not least >= (SAME if theirs.dtype == torch.float32 else SAME_HALF):
-            raise ValueError(self._refusal(least, theirs.dtype))
+        states = self._thinking_states()
+        self._check_finite(*states)
+        cosine = float(torch.cosine_similarity(*states, dim=-1).min())
+        if not cosine >= (SAME if exact else SAME_HALF):
+            raise ValueError(
+                f"{name} cannot think step by step: behind padding and with its cache it gives other states than "
+                f"without (cosine {cosine:.5f} in {theirs.dtype}). Decoders with attention can; recurrent models and "
+                "encoder-decoders cannot."
+            )
+        self.model.train(training)
+
+    def _check_finite(self, *numbers: Tensor) -> None:
+        if not all(torch.isfinite(some).all() for some in numbers):
+            name = type(self.causal_lm).__name__
+            raise ValueError(f"{name}: {likely_cause(self.model)} (its states are not finite)")
 
     def _thinking_states(self) -> tuple[Tensor, Tensor]:
         """The states of a few tokens and two thinking steps, (3, D), twice: behind left padding with a cache, and of
@@ -248,16 +229,6 @@ class Backbone(nn.Module):
             raise ValueError(f"{type(self.causal_lm).__name__} cannot think step by step: {error!r}") from error
         return torch.cat(found).float(), expected.float()
 
-    def _refusal(self, cosine: float, dtype: torch.dtype) -> str:
-        name = type(self.causal_lm).__name__
-        if cosine != cosine:
-            return f"{name}: {likely_cause(self.model)} (its states are not finite)"
-        return (
-            f"{name} cannot think step by step: behind padding and with its cache it gives other states than without "
-            f"(cosine {cosine:.5f} in {dtype}). Decoders with attention can; recurrent models and encoder-decoders "
-            "cannot."
-        )
-
     def merge_adapter(self) -> None:
         """Fold the adapter's weights into the backbone (faster encoding; the adapter cannot be trained further)."""
         if hasattr(self.model, "peft_config"):
@@ -268,3 +239,7 @@ def _finished(scores: Tensor, multiplier: float, cap: float | None) -> Tensor:
     """Products of states and head to float32 logits."""
     logits = scores.float() * multiplier
     return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-5, atol=tolerance)

@@ -1,14 +1,13 @@
 """The encoder: latent thinking plus pooling behind sentence-transformers, which does encoding, prompts, multi-process,
 saving, the Hub, trainers and evaluators."""
 
-from __future__ import annotations
-
 import logging
+import multiprocessing
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from laser_lab.backbone import Backbone
 from laser_lab.base.company import end_with_parent
-from laser_lab.base.files import atomic_folder
+from laser_lab.base.files import atomic_folder, named_files
 from laser_lab.base.inputs import (
     Input,
     check_count,
@@ -29,7 +28,7 @@ from laser_lab.base.inputs import (
     is_single,
     label_of,
 )
-from laser_lab.base.numbers import check_finite, named_rows
+from laser_lab.base.numbers import NotFinite, check_finite, named_rows
 from laser_lab.data.prompts import join_queries, prefixed
 from laser_lab.data.templates import check_template, wrapped
 from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
@@ -38,7 +37,8 @@ from laser_lab.weights import CONFIG_FILE, load_backbone, resolve
 logger = logging.getLogger(__name__)
 
 _SAVED_WEIGHTS = r"(model|adapter_model|reason_tokens)(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_config\.json"
-DEFAULT_THINKING_STEPS = 3
+TextEdit = Callable[[int, Tensor, list[int]], Tensor]
+"""(k, soft token t_k (b, D), the indices of these b texts) to what is fed back instead, (b, D)"""
 DEFAULT_MAX_LENGTH = 512  # what the published checkpoints were trained with; they are evaluated at 8192
 
 
@@ -48,13 +48,12 @@ class LatentEncoder(InputModule):
     Args:
         thinking_steps: K, the states that are pooled; settable per call. With halting, a budget.
         document_steps: K of documents; None: the same.
-        pooling: ``"all"`` pools h_1..h_K (LaSER). ``"generated"`` pools the states of K generated tokens without the
-            prompt's own last one, by one more call (GIRCSE).
+        pooling: ``"all"`` pools h_1..h_K (LaSER). ``"generated"`` leaves out h_1, the prompt's own state, and pools K
+            later ones, for one more call (GIRCSE).
         halting: Thoughts end themselves (docs/method.md, section 4), by the tokenizer's eos (True) or a token by name.
         halting_threshold: In [0, 1). At inference a text stops thinking where no later state can weigh this much.
-        max_length: Longer texts lose their end, template included; their count is logged.
-        template: ``"chat"``: texts in the tokenizer's chat template, as the released code does; None: bare, as in the
-            model card.
+        max_length: Tokens. Longer texts lose their end, template included; their count is logged.
+        template: ``"chat"``: texts in the tokenizer's chat template, as in the released code; None: as they are.
         add_special_tokens: Whether the tokenizer adds its own (a bos, say); GIRCSE's adapters expect none.
 
     Raises:
@@ -73,14 +72,10 @@ class LatentEncoder(InputModule):
         self,
         backbone: Backbone,
         *,
-        thinking_steps: int = DEFAULT_THINKING_STEPS,
-        document_steps: int | None = None,
-        pooling: str = "all",
-        halting: bool | str = False,
-        halting_threshold: float = 1e-3,
         max_length: int = DEFAULT_MAX_LENGTH,
         template: str | None = None,
         add_special_tokens: bool = True,
+        **thinking: Any,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -88,11 +83,11 @@ class LatentEncoder(InputModule):
         self.last_batch: Sequence[Input] = ()  # what `preprocess` saw last: for errors
         self.template = check_template(template, backbone.tokenizer)
         self.add_special_tokens = add_special_tokens
-        self.set_thinking(thinking_steps, document_steps, pooling, halting, halting_threshold)
+        self.set_thinking(**thinking)
 
     def set_thinking(
         self,
-        thinking_steps: int,
+        thinking_steps: int = 3,
         document_steps: int | None = None,
         pooling: str = "all",
         halting: bool | str = False,
@@ -197,12 +192,8 @@ class LatentEncoder(InputModule):
         edit: Edit | None = None,
     ) -> dict[str, Tensor]:
         """What :attr:`thoughts_class` holds of (B, T) features, by name; differentiable. With ``lexical_ids`` (B, K, N)
-        also ``lexical``, (B, K, N): their log-probabilities at each step.
-
-        Args:
-            threshold: Over :attr:`halting_threshold`.
-            edit: Changes soft tokens (:func:`laser_lab.thinking.latent_thinking`).
-        """
+        also ``lexical``, (B, K, N): their log-probabilities at each step. `threshold` replaces
+        :attr:`halting_threshold`, `edit` changes soft tokens (:func:`laser_lab.thinking.latent_thinking`)."""
         steps = self.steps_of(thinking_steps)
         skipped = int(self.pooling == "generated")
         ids, mask = features["input_ids"], features["attention_mask"]
@@ -225,11 +216,9 @@ class LatentEncoder(InputModule):
         return found
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features.
-
-        With ``segment_ends`` they are the explicit view (docs/method.md, section 2): one pass, the states at the
-        segment ends, and the last state as the embedding.
-        """
+        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features; with
+        ``segment_ends`` the explicit view's (docs/method.md, section 2): one pass, the states at the segment ends, and
+        the last state as the embedding."""
         if "segment_ends" in features:
             backbone = self.backbone
             every = backbone.last_states(backbone.embed(features["input_ids"]), features["attention_mask"])
@@ -244,10 +233,15 @@ class LatentEncoder(InputModule):
     def check_finite(self, *vectors: Tensor) -> None:
         """Raise a NotFinite if one of (B, ...) `vectors` has an entry that is not finite. In training the losses are
         looked at instead, which knows the ids."""
-        if not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            return
+        try:
             check_finite(self, *vectors)
+        except NotFinite as error:
+            error.inputs = [self.last_batch[row] for row in error.rows if row < len(self.last_batch)]
+            raise
 
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the model (or its adapter alone), tokenizer and settings."""
         self.backbone.model.save_pretrained(output_path)
         self.save_tokenizer(output_path)
@@ -265,18 +259,19 @@ class LatentEncoder(InputModule):
         revision: str | None = None,
         model_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> LatentEncoder:
+    ) -> Self:
         """Load what :meth:`save` wrote (``SentenceTransformer(folder, trust_remote_code=True)`` calls this too) or any
         backbone that :func:`laser_lab.weights.load_backbone` reads; `settings` go over those saved."""
         options = dict(model_kwargs or {})
         where = {key: kwargs[key] for key in ("device", "dtype", "adapter") if key in kwargs}
-        backbone = load_backbone(
-            model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **where, **options
-        )
         saved: dict[str, Any] = {}
-        for source in (model_name_or_path, where.get("adapter")):
-            if source is not None and not os.path.isfile(source):
-                saved |= cls.load_config(resolve(source), revision=revision)
+        with named_files(model_name_or_path, where.get("adapter")):
+            backbone = load_backbone(
+                model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **where, **options
+            )
+            for source in (model_name_or_path, where.get("adapter")):
+                if source is not None and not os.path.isfile(source):
+                    saved |= cls.load_config(resolve(source), revision=revision)
         saved.pop("base", None)
         return cls(backbone, **(saved | (settings or {})))
 
@@ -304,12 +299,12 @@ class LatentRetriever(SentenceTransformer):
 
     @classmethod
     def _multi_process_worker(cls, *args: Any) -> None:
-        end_with_parent()
+        end_with_parent(multiprocessing.parent_process().pid)
         super()._multi_process_worker(*args)
 
     def encode(self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] = (), **kwargs: Any) -> Any:
         """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call (default: the model's for queries or
-        documents) and ``prompts``, one per input; where not empty, it replaces the model's
+        documents) and ``prompts``: one per input, instead of the model's where it is not empty
         (:func:`laser_lab.data.prompts.join_query`).
 
         An empty list gives a (0, D) array. Longer texts than ``max_length`` are truncated and counted in the log. LaME
@@ -331,14 +326,12 @@ class LatentRetriever(SentenceTransformer):
         elif not (inputs := self.encoder.check_inputs(inputs)):
             empty = np.zeros((0, self.get_embedding_dimension() or 0), dtype=np.float32)
             return torch.from_numpy(empty).to(self.device) if kwargs.get("convert_to_tensor") else empty
-        with named_rows(lambda row: self._index(inputs, row)):
+        try:
             return super().encode(inputs, *args, **kwargs)
-
-    def _index(self, inputs: Sequence[Input], row: int) -> int | None:
-        """Which of `inputs` was in this row of the last batch, if that was of them."""
-        batch = self.encoder.last_batch
-        every = [inputs] if is_single(inputs) else inputs
-        return next((i for i, item in enumerate(every) if row < len(batch) and item is batch[row]), None)
+        except NotFinite as error:  # of this process or of a worker's, sorted by length
+            every = [inputs] if is_single(inputs) else inputs
+            error.name(i for i, item in enumerate(every) if item in error.inputs)
+            raise
 
 
 def think(
@@ -352,7 +345,7 @@ def think(
     batch_size: int = 32,
     threshold: float | None = None,
     show_progress_bar: bool = False,
-    edit: Callable[[int, Tensor, list[int]], Tensor] | None = None,
+    edit: TextEdit | None = None,
 ) -> Thoughts:
     """What the model thinks about each text, step by step, without gradients.
 
@@ -361,8 +354,7 @@ def think(
         prompt_name: ``"query"`` to think as ``encode_query`` does; default: the bare text.
         prompts: One per text, as of :meth:`LatentRetriever.encode`.
         threshold: Weight below which a text stops thinking; default: the model's own. 0: all K states are computed.
-        edit: An intervention: called with k, soft token t_k (b, D) and the indices of these b texts; returns what is
-            fed back instead.
+        edit: An intervention (:data:`TextEdit`).
 
     Returns:
         :class:`Thoughts` with (B, K, D) float32 states, in the order of `texts`.
@@ -376,19 +368,36 @@ def think(
     steps = encoder.steps_of(thinking_steps, prompt_name)
     asked, prompt = join_queries(texts, prompts, model._resolve_prompt(prompt, prompt_name) or "")
     found: dict[str, Tensor] = {}
-    model.eval()
+    progress = "Thinking" if show_progress_bar else None
     with torch.inference_mode():
-        for rows in in_batches(texts, batch_size, "Thinking" if show_progress_bar else None):
-            features = encoder.preprocess([asked[i] for i in rows], prompt=prompt)
-            features = {key: value.to(model.device) for key, value in features.items()}
-            change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
-            thought = encoder.think(features, steps, threshold=threshold, edit=change)
-            with named_rows(rows.__getitem__):
-                check_finite(encoder, *(value for value in thought.values() if value.is_floating_point()))
+        for rows, thought in thought_batches(model, asked, steps, prompt, batch_size, threshold, edit, progress):
             put_rows(found, rows, thought, len(texts))
     if not found:
         found["states"] = torch.zeros(0, steps, encoder.get_embedding_dimension())
     return encoder.thoughts_class([label_of(text) for text in texts], **found)
+
+
+def thought_batches(
+    model: SentenceTransformer,
+    texts: Sequence[Input],
+    thinking_steps: int,
+    prompt: str | None,
+    batch_size: int,
+    threshold: float | None,
+    edit: TextEdit | None,
+    progress: str | None = None,
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Per batch: which of `texts` it holds, and what :meth:`LatentEncoder.think` gives. Arguments of :func:`think`."""
+    encoder: LatentEncoder = model[0]
+    model.eval()
+    for rows in in_batches(texts, batch_size, progress):
+        features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
+        features = {key: value.to(model.device) for key, value in features.items()}
+        change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
+        thought = encoder.think(features, thinking_steps, threshold=threshold, edit=change)
+        with named_rows(rows.__getitem__):
+            check_finite(encoder, *(value for value in thought.values() if value.is_floating_point()))
+        yield rows, thought
 
 
 def put_rows(found: dict[str, Tensor], rows: Sequence[int], values: dict[str, Tensor], count: int) -> None:

@@ -1,22 +1,20 @@
 """Rank a corpus and score the ranking with trec_eval's measures (`pytrec_eval`, which MTEB uses too)."""
 
-from __future__ import annotations
-
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import semantic_search
 
 from laser_lab.base.fingerprint import fingerprint
 from laser_lab.base.inputs import check_count
 from laser_lab.data.json_lines import check_ids
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.thinking import Thoughts
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from sentence_transformers import SentenceTransformer
 
 MEASURES = {
     "ndcg@10": "ndcg_cut_10",
@@ -42,8 +40,7 @@ def evaluate(
 
     Args:
         thinking_steps: K for queries and documents; default: the model's own.
-        corpus: A folder of this model and corpus (:func:`laser_lab.encode_corpus`); `thinking_steps` is then the
-            queries'.
+        corpus: A folder of this model and corpus (:func:`laser_lab.encode_corpus`); K is then the queries' alone.
 
     Returns:
         The mean of every measure in :data:`MEASURES`; with `per_query` a frame with ``query_id`` and the measures.
@@ -53,13 +50,12 @@ def evaluate(
             made by other weights, or holds another number of documents.
     """
     task.check()
-    kwargs: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar)
-    if thinking_steps is not None:
-        kwargs["thinking_steps"] = thinking_steps
+    options = dict(batch_size=batch_size, show_progress_bar=show_progress_bar) | _asked(thinking_steps)
+    queries = _encode_queries(model, task, **options)
     if corpus is None:
-        run = _run(*_encode(model, task, **kwargs), task)
+        run = _run(queries, _encode_documents(model, task, **options), task)
     else:
-        run = _run_on_disk(model, _encode_queries(model, task, **kwargs), task, corpus)
+        run = _run_on_disk(model, queries, task, corpus)
     return _summed_up(run, task, per_query)
 
 
@@ -67,12 +63,7 @@ def score(
     queries: np.ndarray, documents: np.ndarray, task: RetrievalTask, *, per_query: bool = False
 ) -> dict[str, float] | pd.DataFrame:
     """As :func:`evaluate`, from unit-length (queries, D) and (documents, D) embeddings in the order of `task`.
-
-    Raises:
-        ValueError: They are not as many as the task has, of another size than each other, or not finite.
-    """
-    import torch
-
+    ValueError: they are not as many as the task has, of another size than each other, or not finite."""
     for name, vectors, count in (("queries", queries, task.queries), ("documents", documents, task.corpus)):
         if len(vectors.shape) != 2 or len(vectors) != len(count):
             raise ValueError(f"{name} must be ({len(count)}, D) embeddings, got {tuple(vectors.shape)}")
@@ -91,12 +82,8 @@ def _summed_up(
 
 
 def score_run(run: dict[str, dict[str, float]], task: RetrievalTask) -> pd.DataFrame:
-    """Per-query measures of a run, {query id: {document id: score}}; 0 for a query without results.
-
-    Raises:
-        ValueError: The task has no positive grades, or a score is not finite.
-    """
-    import pandas as pd
+    """Per-query measures of a run, {query id: {document id: score}}; 0 for a query without results. ValueError: the
+    task has no positive grades, or a score is not finite."""
     import pytrec_eval
 
     task.check()
@@ -128,34 +115,22 @@ def rank(
     """
     check_count("top", top)
     task.check(graded=False)
-    import pandas as pd
-    from sentence_transformers.util import semantic_search
-
-    kwargs: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar, convert_to_tensor=True)
-    if thinking_steps is not None:
-        kwargs["thinking_steps"] = thinking_steps
-    queries, documents = _encode(model, task, **kwargs)
-    doc_ids = list(task.corpus)
+    options = dict(batch_size=batch_size, show_progress_bar=show_progress_bar) | _asked(thinking_steps)
+    run = _run(_encode_queries(model, task, **options), _encode_documents(model, task, **options), task, top)
     rows = []
-    for (query_id, query), hits in zip(task.queries.items(), semantic_search(queries, documents, top_k=top)):
-        relevant = task.qrels.get(query_id, {})
-        for position, hit in enumerate(hits, 1):
-            doc = doc_ids[hit["corpus_id"]]
-            rows.append((query_id, query, position, doc, task.corpus[doc], hit["score"], relevant.get(doc, 0) > 0))
+    for query, found in run.items():
+        relevant = task.qrels.get(query, {})
+        for position, (doc, value) in enumerate(found.items(), 1):
+            graded = relevant.get(doc, 0) > 0
+            rows.append((query, task.queries[query], position, doc, task.corpus[doc], value, graded))
     return pd.DataFrame(rows, columns=["query_id", "query", "rank", "doc_id", "document", "score", "relevant"])
 
 
 def score_steps(
     queries: Thoughts, documents: Thoughts, task: RetrievalTask, document_steps: int | None = None
 ) -> pd.DataFrame:
-    """:func:`evaluate`'s per-query frame for every K (``thinking_steps``) from one rollout each.
-
-    Args:
-        document_steps: K of the documents (an index that stays as it is); default: the queries', as far as they
-            thought.
-    """
-    import pandas as pd
-
+    """:func:`evaluate`'s per-query frame for every K (``thinking_steps``) from one rollout each. `document_steps` is K
+    of an index that stays as it is; default: the queries' K, as far as the documents thought."""
     frames = []
     for step in range(1, queries.thinking_steps + 1):
         index = documents.embeddings_at(document_steps or min(step, documents.thinking_steps)).numpy()
@@ -164,23 +139,24 @@ def score_steps(
     return pd.concat(frames, ignore_index=True)
 
 
-def _encode(model: SentenceTransformer, task: RetrievalTask, **kwargs: Any) -> tuple[Any, Any]:
-    """Queries and documents in the order of `task`."""
-    return _encode_queries(model, task, **kwargs), model.encode_document(list(task.corpus.values()), **kwargs)
+def _asked(thinking_steps: int | None) -> dict[str, int]:
+    """K as an argument where it is given: a model that does not think knows no such argument."""
+    return {} if thinking_steps is None else {"thinking_steps": thinking_steps}
 
 
-def _encode_queries(model: SentenceTransformer, task: RetrievalTask, **kwargs: Any) -> Any:
+def _encode_queries(model: SentenceTransformer, task: RetrievalTask, **options: Any) -> Any:
     """Queries in the order of `task`, each with its own prompt where the task gives it one."""
     own = {"prompts": task.query_prompts} if task.prompts else {}
-    return model.encode_query(list(task.queries.values()), **kwargs, **own)
+    return model.encode_query(list(task.queries.values()), **options, **own)
+
+
+def _encode_documents(model: SentenceTransformer, task: RetrievalTask, **options: Any) -> Any:
+    return model.encode_document(list(task.corpus.values()), **options)
 
 
 def _run(
     queries: np.ndarray, documents: np.ndarray, task: RetrievalTask, top: int = 1000
 ) -> dict[str, dict[str, float]]:
-    import torch
-    from sentence_transformers.util import semantic_search
-
     doc_ids = list(task.corpus)
     hits = semantic_search(torch.as_tensor(queries), torch.as_tensor(documents), top_k=min(top, len(doc_ids)))
     return {q: {doc_ids[h["corpus_id"]]: float(h["score"]) for h in found} for q, found in zip(task.queries, hits)}

@@ -1,22 +1,17 @@
 """The explicit view: segments of reasoning and their states (docs/method.md, section 2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from laser_lab.base.inputs import in_batches
+from laser_lab.base.numbers import named_rows
 from laser_lab.data.prompts import join_queries
 from laser_lab.data.segments import downsample
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-    from laser_lab.encoder import LatentEncoder
+from laser_lab.encoder import LatentEncoder
 
 EXPLICIT_MAX_LENGTH = 1024  # LaSER, appendix: the explicit view's limit in training
 
@@ -32,7 +27,7 @@ def explicit_features(
     max_length: int = EXPLICIT_MAX_LENGTH,
 ) -> dict[str, Tensor]:
     """Model input of the explicit view: [q ; segment 1 ; ... ; segment M ; eos], left-padded, the query in its
-    template. Segments are joined by blank lines and tokenized one by one. What exceeds `max_length` is cut; the eos
+    template. A blank line precedes each segment, and each is tokenized alone. What exceeds `max_length` is cut; the eos
     stays.
 
     Returns:
@@ -64,18 +59,14 @@ def explicit_thoughts(
     reasonings: Sequence[Sequence[str]],
     *,
     steps: int = 1,
-    rule: str = "released",
     prompts: Sequence[str] = (),
     batch_size: int = 32,
-    show_progress_bar: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The explicit view of queries, without gradients: an upper bound, as it sees the reasoning.
-
-    Args:
-        prompts: One per query, as of :meth:`laser_lab.encoder.LatentRetriever.encode`.
+    """The explicit view of queries, without gradients: an upper bound, as it sees the reasoning. `prompts` is empty, or
+    has one per query (:meth:`laser_lab.encoder.LatentRetriever.encode`).
 
     Returns:
-        (B, D) float32 unit-length teacher embeddings, and (B, K, D) float32 segment states.
+        (B, D) teacher embeddings of unit length, and (B, K, D) segment states, float32.
     """
     encoder: LatentEncoder = model[0]
     size = encoder.get_embedding_dimension()
@@ -83,9 +74,10 @@ def explicit_thoughts(
     queries, prompt = join_queries(queries, prompts, model.prompts.get("query") or "")
     model.eval()
     with torch.inference_mode():
-        for rows in in_batches(queries, batch_size, "Explicit view" if show_progress_bar else None):
+        for rows in in_batches(queries, batch_size):
             some = [queries[i] for i in rows], [reasonings[i] for i in rows]
-            features = explicit_features(encoder, *some, prompt=prompt, steps=steps, rule=rule)
-            out = encoder({key: value.to(model.device) for key, value in features.items()})
+            features = explicit_features(encoder, *some, prompt=prompt, steps=steps)
+            with named_rows(rows.__getitem__):
+                out = encoder({key: value.to(model.device) for key, value in features.items()})
             embeddings[rows], states[rows] = out["sentence_embedding"].cpu(), out["states"].float().cpu()
     return embeddings, states

@@ -1,13 +1,12 @@
 """load: any source to a retriever."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 
 import torch
 from sentence_transformers.base.modules import InputModule
 
+from laser_lab.base.files import named_files
 from laser_lab.base.inputs import check_steps
 from laser_lab.data.prompts import join_query, query_prompt
 from laser_lab.encoder import LatentEncoder, LatentRetriever
@@ -84,13 +83,18 @@ def load(
         model_kwargs=model_kwargs,
     )
     if prompts is None:
-        saved = InputModule.load_config(resolve(adapter or name), config_filename="config_sentence_transformers.json")
-        prompts = saved.get("prompts") or PROMPTS
+        prompts = _saved(adapter or name, "config_sentence_transformers.json").get("prompts") or PROMPTS
     device = encoder.backbone.embedding_table.device
     return LatentRetriever(modules=[encoder], device=str(device), prompts=prompts | given, similarity_fn_name="cosine")
 
 
 def _encoder_class(source: str | os.PathLike[str]) -> type[LatentEncoder]:
     """The class of the encoder that wrote a folder; where none did, the one that feeds soft tokens back."""
-    saved = InputModule.load_config(resolve(source), config_filename=CONFIG_FILE)
-    return ReasonEncoder if "reason_tokens" in saved else LatentEncoder
+    return ReasonEncoder if "reason_tokens" in _saved(source, CONFIG_FILE) else LatentEncoder
+
+
+def _saved(source: str | os.PathLike[str], file: str) -> dict[str, Any]:
+    """The settings in a file beside the weights; none where it is not there."""
+    folder = resolve(source)
+    with named_files(folder):
+        return InputModule.load_config(folder, config_filename=file)

@@ -7,12 +7,10 @@ from typing import Any
 
 from laser_lab.base.inputs import check_steps
 
-CHOICES = {
-    "sampling": ("pairs", "first"),
-    "pooling": ("all", "generated"),
-    "downsampling": ("released", "paper"),
-    "explicit_format": ("segments", "released"),
-}
+
+def _choice(default: str, other: str) -> Any:
+    """A setting with two values."""
+    return field(default=default, metadata={"choices": (default, other)})
 
 
 def _weight(default: float = 0.0) -> Any:
@@ -37,7 +35,7 @@ class Method:
     """InfoNCE on the latent view (LaSER, eq. 3)."""
     temperature: float = 0.02
     """Of InfoNCE."""
-    sampling: str = "pairs"
+    sampling: str = _choice("pairs", "first")
     """``"pairs"``: a row per query and positive, negatives drawn; ``"first"``, as released: a row per query
     (:func:`laser_lab.training.batches.training_pairs`)."""
     lora_dropout: float = 0.0
@@ -47,12 +45,15 @@ class Method:
         check_steps(self.thinking_steps)
         if self.document_steps is not None:
             check_steps(self.document_steps)
+        for name in (f.name for f in fields(self) if f.type == "float"):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{name} must be a number, got {value!r}")
         weights = {name: getattr(self, name) for name in self._of_kind("weight")}
         if not all(0 <= value < float("inf") for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"weights must not be negative, and one must be positive: {weights}")
-        for name, (first, second) in CHOICES.items():
-            if getattr(self, name, first) not in (first, second):
-                raise ValueError(f"{name} must be {first!r} or {second!r}, got {getattr(self, name)!r}")
+        for f in fields(self):
+            if (value := getattr(self, f.name)) not in (choices := f.metadata.get("choices", (value,))):
+                raise ValueError(f"{f.name} must be {choices[0]!r} or {choices[1]!r}, got {value!r}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must be from 0 to below 1, got {self.lora_dropout!r}")
         for name in (f.name for f in fields(self) if f.name.endswith("temperature")):
@@ -102,7 +103,7 @@ class LatentMethod(Method):
             + stepwise·mean_k CL_k + monotonicity·penalty
     """
 
-    pooling: str = "all"
+    pooling: str = _choice("all", "generated")
     """``"all"`` states, or the ``"generated"`` ones (GIRCSE)."""
     halting: bool | str = False
     """Thoughts end themselves (docs/method.md, section 4): True, or the token that ends them."""
@@ -115,21 +116,23 @@ class LatentMethod(Method):
     output_temperature: float = 0.02
     trajectory_temperature: float = 0.05
     """0.05 as released, 0.02 in the paper."""
-    downsampling: str = "released"
+    downsampling: str = _choice("released", "paper")
     """Which segment a step is aligned with (:func:`laser_lab.data.segments.downsample`)."""
-    explicit_format: str = "segments"
+    explicit_format: str = _choice("segments", "released")
     """The explicit view as ``"segments"`` (:func:`laser_lab.explicit.explicit_features`) or as ``"released"``
     (:func:`laser_lab.training.released.released_features`)."""
     mask_positives: bool = True
     """A query's other positives in the batch are no negatives; as released they are."""
     lexical: float = _weight()
     """Lexical alignment (ours): each soft token says the words of its share of the reasoning."""
+    lexical_words: bool = True
+    """False: no words, only the end."""
     lexical_novelty: bool = True
     """Leave out the words that the query or an earlier share holds."""
     lexical_idf: bool = True
     """Weigh words by inverse document frequency over the training reasoning."""
     lexical_end: bool = True
-    """After the last segment, the target is the token that ends a thought."""
+    """After the last segment, the target is the token that ends a thought; with halting also right after step K."""
     stepwise: float = _weight()
     """GIRCSE's InfoNCE after every step."""
     monotonicity: float = _weight()
@@ -190,8 +193,9 @@ class ReasonMethod(Method):
 _LASER = LatentMethod(explicit=1.0, output=10.0, trajectory=0.1, distil_start=0.25, distil_warmup=0.25)
 _RELEASED = dict(distil_start=0.0, distil_warmup=0.0, distil_documents=True, sampling="first", lora_dropout=0.1)
 _RELEASED |= dict(explicit_format="released", mask_positives=False)
-# with λ2 = 10, one of two trainings with halting failed on dev at K=5 (`lab.recipes --search` tries both)
-_LASER_HALTING = _LASER.replace(halting=True, output=1.0, trajectory=1.0)
+# the reasoning also teaches when to end; without that, or with λ2 = 10, trainings at K=5 failed on dev
+# (`lab.recipes --search` tries both)
+_LASER_HALTING = _LASER.replace(halting=True, output=1.0, trajectory=1.0, lexical=1.0, lexical_words=False)
 # documents end at once where they may think (`latent-halting`), so here they get one pass, which reads no head
 _LEXICAL = LatentMethod(lexical=3.0, halting=True, document_steps=1)
 _LAME = ReasonMethod()
@@ -209,7 +213,7 @@ METHODS: dict[str, Method] = {
     "lame": _LAME,
     # ours: thoughts that hold their words and end themselves
     "lexical": _LEXICAL,
-    "laser-lexical": _LASER_HALTING.replace(lexical=3.0, document_steps=1),
+    "laser-lexical": _LASER_HALTING.replace(lexical=3.0, lexical_words=True, document_steps=1),
     "laser-halting": _LASER_HALTING,
     "latent-halting": LatentMethod(halting=True),
     "lexical-no-halting": _LEXICAL.replace(halting=False, document_steps=None),

@@ -1,7 +1,5 @@
 """Rewrite-then-retrieve: a causal LM reasons in words, then query and reasoning are encoded."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 
 from laser_lab.backbone import Backbone
 from laser_lab.base.inputs import check_texts, in_batches
-from laser_lab.encoder import LatentRetriever
+from laser_lab.encoder import DEFAULT_MAX_LENGTH, LatentRetriever
 
 
 @torch.inference_mode()
@@ -20,28 +18,21 @@ def generate_reasoning(
     *,
     template: str = "{query}",
     max_new_tokens: int = 128,
-    max_length: int = 512,
     batch_size: int = 16,
     show_progress_bar: bool = False,
 ) -> list[str]:
-    """What a causal LM writes after each query, greedily, up to its eos.
-
-    Args:
-        template: The LM's prompt, with ``{query}`` in it; else a ValueError.
-        max_length: Tokens of the prompt; its beginning is cut.
-    """
-    if "{query}" not in template:
-        raise ValueError(f"template must hold {{query}}, got {template!r}")
+    """What a causal LM writes after each query, greedily, up to its eos. `template` is its prompt, with ``{query}`` in
+    it (else a ValueError); a prompt over 512 tokens loses its beginning."""
+    _check_template(template)
     texts = [template.replace("{query}", query) for query in check_texts(queries)]
     tokenizer, model = backbone.tokenizer, backbone.model
     written = [""] * len(texts)
     model.eval()
     for rows in in_batches(texts, batch_size, "Rewriting" if show_progress_bar else None):
-        ids = [tokenizer(texts[i])["input_ids"][-max_length:] or [tokenizer.eos_token_id] for i in rows]
+        ids = [tokenizer(texts[i])["input_ids"][-DEFAULT_MAX_LENGTH:] or [tokenizer.eos_token_id] for i in rows]
         batch = tokenizer.pad({"input_ids": ids}, padding=True, return_tensors="pt").to(model.device)
         out = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            **batch,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,
@@ -82,14 +73,14 @@ def rewrite_then_retrieve(
     max_new_tokens: int = 128,
     batch_size: int = 16,
 ) -> RewriteRetriever:
-    """A retriever of [q ; generated r]: `generator` reasons in words first. It shares `retriever`'s weights and
-    settings.
+    """A retriever of [q ; generated r], with `retriever`'s weights and settings: `generator` reasons in words first.
 
     Args:
         generator: A loaded retriever (its backbone writes) or a :class:`Backbone`; may be `retriever` itself.
         template: The generator's prompt, with ``{query}`` in it; else a ValueError.
         end: What follows the reasoning: the tokenizer's eos for a retriever trained as ``METHODS["rewrite"]``.
     """
+    _check_template(template)
     backbone = generator if isinstance(generator, Backbone) else generator[0].backbone
     combined = RewriteRetriever(
         modules=[retriever.encoder],
@@ -101,6 +92,9 @@ def rewrite_then_retrieve(
     object.__setattr__(combined, "generator", backbone)
     combined.end = end
     combined.options = dict(template=template, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return combined
+
+
+def _check_template(template: str) -> None:
     if "{query}" not in template:
         raise ValueError(f"template must hold {{query}}, got {template!r}")
-    return combined

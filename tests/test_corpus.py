@@ -322,7 +322,7 @@ def test_repeated_ids_are_those_of_a_plain_loop(tmp_path_factory, names, part):
             first.setdefault(name, (number, row))
     found = [tuple(place) for places in repeated_ids(folder, len(names), part) for place in places.tolist()]
     assert len(found) == len(set(found)) and set(found) == expected
-    assert not list(folder.path.glob(".ids*"))
+    assert not list(folder.path.glob(".scratch*"))
 
 
 def test_a_full_disk_is_one_clear_error_and_loses_nothing(model, lines, tmp_path, monkeypatch):
@@ -354,7 +354,10 @@ def test_bad_settings_and_a_second_writer(model, lines, tmp_path):
         with pytest.raises(ValueError, match=message):
             encode(model, lines, tmp_path / "out", **wrong)
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(RuntimeError, match="another run is writing"):
+    with (
+        FileLock(tmp_path / "out" / ".lock"),
+        pytest.raises(RuntimeError, match="another run that writes to .* is still at work"),
+    ):
         encode(model, lines, tmp_path / "out")
 
 

@@ -21,7 +21,8 @@ from laser_lab.explorer import Change, Explorer
 from laser_lab.explorer.answers import DOCUMENTS, TOKENS
 from laser_lab.explorer.changes import KINDS, STEPS
 from laser_lab.explorer.page import SCRIPTS, script, style
-from laser_lab.probing import noise, token_id
+from laser_lab.probing.causal import noise
+from laser_lab.probing.vocabulary import token_id
 from laser_lab.thinking import pool
 
 QUERIES = {"q1": "why is the sky blue", "q2": "sea", "q3": "rain and snow"}

@@ -12,19 +12,10 @@ from torch import nn
 
 import laser_lab as ll
 from laser_lab.lab import cells as experiments
-from laser_lab.lab.cells import Cell, lame_search
-from laser_lab.lame import (
-    TARGET_LENGTH,
-    WEIGHTS_FILE,
-    Diversity,
-    ReasonEncoder,
-    ReasonTokens,
-    cosines,
-    one_pass_thinking,
-    reconstruct,
-    step_rank,
-    targets,
-)
+from laser_lab.lab.cells import Cell
+from laser_lab.lame import Diversity, ReasonEncoder, cosines, reconstruct, step_rank, targets
+from laser_lab.lame.encoder import WEIGHTS_FILE, one_pass_thinking
+from laser_lab.lame.heads import TARGET_LENGTH, ReasonTokens
 from laser_lab.probing.causal import soft_tokens
 from laser_lab.probing.tracing import final_norm, think_layers
 from laser_lab.training.objectives import BottleneckLoss
@@ -331,9 +322,9 @@ def test_the_search_asks_for_what_its_rows_say(monkeypatch):
 
     monkeypatch.setattr(experiments, "run", lambda cells, **_: asked.extend(cells))
     monkeypatch.setattr(Cell, "frame", frame)
-    table = lame_search(seeds=2)
+    table = experiments.table("lame", seeds=2)
     assert len({cell.key for cell in asked}) == len(asked) == 2 * len(table)
     assert {cell.split for cell in asked} == {"dev"} and (table["seeds"] == 2).all()
     assert (table["ndcg@10"] == np.where(table["learning_rate"] == 2e-3, 0.5, 0.1)).all()
     row = ll.METHODS["lame"].as_dict()
-    assert (table[list(experiments.LAME_START)[2:]] == [row[n] for n in list(experiments.LAME_START)[2:]]).all(1).any()
+    assert (table[list(experiments.LAME_START)[3:]] == [row[n] for n in list(experiments.LAME_START)[3:]]).all(1).any()

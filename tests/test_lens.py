@@ -7,7 +7,9 @@ from conftest import FAMILIES, WORDS, tiny_backbone
 
 import laser_lab as ll
 from laser_lab.encoder import LatentEncoder, LatentRetriever
-from laser_lab.probing import TunedLens, fit_lens, logit_lens, think_layers
+from laser_lab.probing.lens import TunedLens, fit_lens
+from laser_lab.probing.tracing import think_layers
+from laser_lab.probing.vocabulary import logit_lens
 
 TEXTS = [f"{a} {b}" for n in (3, 7, 11) for a, b in zip(WORDS, WORDS[n:] + WORDS[:n])]
 

@@ -14,7 +14,9 @@ from laser_lab.data.words import Words, inverse_document_frequency
 from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.losses import LexicalAlignment
 from laser_lab.thinking import latent_thinking
+from laser_lab.training.batches import Collator
 from laser_lab.training.lexical import LexicalTargets, shares
+from laser_lab.training.objectives import DualViewLoss
 
 
 def targets_of(reasonings=(), **changes):
@@ -73,6 +75,53 @@ def test_the_ablations_change_what_they_name():
     assert targets_of([["sea"]], lexical_idf=False).idf == {}
 
 
+def test_the_end_is_taught_where_reasoning_fills_every_step():
+    ends = targets_of(thinking_steps=2).end
+    full, short = ["sea", "rain"], ["sea"]
+    for changes, reasonings, steps in (
+        ({}, [full, short], 3),
+        ({}, [short, []], 2),  # a step is left for the end
+        ({"halting": False}, [full], 2),
+        ({"lexical_end": False}, [full], 2),
+        ({"thinking_steps": 1}, [full], 1),  # one pass: no thought that could end
+    ):
+        found = targets_of(**({"thinking_steps": 2} | changes))(["why"] * len(reasonings), reasonings)
+        assert found["lexical_ids"].shape[1] == found["lexical_targets"].shape[1] == steps, changes
+    found = targets_of(thinking_steps=2)(["why"] * 3, [full, short, []])
+    assert found["lexical_ids"][:2, 2, 0].tolist() == [ends] * 2
+    assert found["lexical_targets"][:, 2].sum(-1).tolist() == [1.0, 1.0, 0.0], "no reasoning, no target"
+
+
+def test_the_end_alone():
+    targets = targets_of(thinking_steps=3, lexical_words=False)
+    assert targets.step_targets("why", ["sea", "rain"]) == [{}, {}, {targets.end: 1.0}]
+
+
+def test_a_step_that_teaches_the_end_is_not_pooled():
+    """Neither the retrieval loss nor the other alignments see the state of step K+1."""
+    encoder = LatentEncoder(tiny_backbone("llama-untied"), halting=True, thinking_steps=2)
+    model = LatentRetriever(modules=[encoder], prompts={"query": "", "document": ""})
+    method = ll.METHODS["lexical"].replace(thinking_steps=2)
+    row = dict(
+        id="1", query="why", reasoning=["sea", "rain"], positive_ids=["a"], documents=["sea"], document_ids=["a"]
+    )
+    batch = Collator(model, method, [row["reasoning"]])([row])
+    parts = [
+        {k.removeprefix(f"{side}_"): v for k, v in batch.items() if k.startswith(f"{side}_")}
+        for side in ("query", "document")
+    ]
+    latent, _ = DualViewLoss(model, method).think(*parts)
+    alone = encoder(
+        {"input_ids": parts[0]["input_ids"], "attention_mask": parts[0]["attention_mask"]}, thinking_steps=2
+    )
+    assert latent["lexical"].shape[1] == 3 and latent["states"].shape[1] == latent["weights"].shape[1] == 2
+    torch.testing.assert_close(latent["sentence_embedding"], alone["sentence_embedding"])
+    terms = DualViewLoss(model, method)(parts)
+    weight = encoder.backbone.model.lm_head.weight
+    gradient = torch.autograd.grad(terms["lexical"], weight)[0]
+    assert gradient[encoder.end_token].abs().max() > 0
+
+
 def test_fallbacks():
     targets = targets_of([["the sea"], ["the rain"]], thinking_steps=2)
     assert named(targets, targets.step_targets("sea", ["sea"]))[0] == {"sea": 1.0}, "no new word: all its words"
@@ -95,8 +144,9 @@ def test_sparse_targets_are_distributions(reasonings, steps):
     assert (
         found["lexical_ids"].shape
         == found["lexical_targets"].shape
-        == (len(reasonings), steps, found["lexical_ids"].shape[2])
+        == (len(reasonings), found["lexical_ids"].shape[1], found["lexical_ids"].shape[2])
     )
+    assert found["lexical_ids"].shape[1] == steps + (1 < steps <= max(map(len, reasonings)))
     sums = found["lexical_targets"].sum(-1)
     assert torch.all((sums < 1e-6) | ((sums - 1).abs() < 1e-5)) and (found["lexical_targets"] >= 0).all()
     for row, segments in enumerate(reasonings):

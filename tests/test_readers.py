@@ -215,7 +215,7 @@ def test_the_public_release_of_strategyqa(tmp_path):
     rows = [
         {"qid": f"q{i}", "term": "x", "question": f"Is thing{i} like water?", "answer": i % 2 == 0, "evidence": [],
          "facts": [facts[i], facts[(i + 1) % 12], f" {facts[i]}"],
-         "decomposition": [f"What is thing{i}?", "Is #1 wet?"]}
+          "decomposition": [f"What is thing{i}?", "Is #1 wet?"]}
         for i in range(12)
     ] + [{"qid": "none", "question": "?", "answer": True, "facts": [], "decomposition": []}]  # fmt: skip
     (tmp_path / "release").mkdir()

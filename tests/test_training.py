@@ -73,7 +73,7 @@ def load(tiny_folder, seed=0):
 TERMS = {
     "lexical": {"contrastive", "lexical"},
     "laser-lexical": {"contrastive", "explicit", "output", "trajectory", "lexical"},
-    "laser-halting": {"contrastive", "explicit", "output", "trajectory"},
+    "laser-halting": {"contrastive", "explicit", "output", "trajectory", "lexical"},
     "latent-halting": {"contrastive"},
     "lexical-no-halting": {"contrastive", "lexical"},
     "lexical-no-novelty": {"contrastive", "lexical"},

@@ -1,16 +1,17 @@
 """Read a model and put an adapter on it, strictly: every weight must find its place, and nothing is unpickled."""
 
-from __future__ import annotations
-
 import os
-from typing import TYPE_CHECKING, Any
+import warnings
+from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.utils import load_peft_weights
 from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from laser_lab.base.files import check_files
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 SAFE = "adapter_model.safetensors"
 RELEASED = "encoder."  # the released LaSER trainer writes this before every name, as its merge_lora.py knows
@@ -20,14 +21,9 @@ def read_whole(model_class: Any, source: str, **kwargs: Any) -> PreTrainedModel:
     """``model_class.from_pretrained``, from safetensors only.
 
     Raises:
-        ValueError: Weights are missing, which would be drawn at random, or a file is corrupt; each is named.
+        ValueError: Weights are missing, which would be drawn at random; each is named.
     """
-    try:
-        model, found = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
-    except Exception:
-        if os.path.isdir(source):
-            check_files(source)  # names the file, where it is one
-        raise
+    model, found = model_class.from_pretrained(source, use_safetensors=True, output_loading_info=True, **kwargs)
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise ValueError(f"{source} lacks weights of {type(model).__name__}: {', '.join(missing[:3])}{more}")
@@ -51,26 +47,18 @@ def _check_safe(adapter: str) -> None:
             )
         check_files(adapter)
         return
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import RemoteEntryNotFoundError
-
     try:
         hf_hub_download(adapter, SAFE)
     except RemoteEntryNotFoundError as error:
         raise ValueError(f"the adapter {adapter} has no {SAFE}, and pickled weights are not read") from error
 
 
-def with_adapter(model: PreTrainedModel, adapter: str, trainable: bool = False) -> nn.Module:
+def with_adapter(model: PreTrainedModel, adapter: str) -> nn.Module:
     """`model` with a PEFT adapter, a folder or hub id, on top; the released trainer's names are read too.
 
     Raises:
         ValueError: It does not fit the model, is pickled, or a file is corrupt.
     """
-    import warnings
-
-    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-    from peft.utils import load_peft_weights
-
     _check_safe(adapter)
     try:
         saved = load_peft_weights(adapter, device="cpu")
@@ -78,7 +66,7 @@ def with_adapter(model: PreTrainedModel, adapter: str, trainable: bool = False) 
         with warnings.catch_warnings():
             if named.keys() != saved.keys():  # set below
                 warnings.filterwarnings("ignore", message=".*missing adapter keys")
-            wrapped = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+            wrapped = PeftModel.from_pretrained(model, adapter)
         if named.keys() != saved.keys():
             set_peft_model_state_dict(wrapped, named)
         expected = get_peft_model_state_dict(wrapped)

@@ -1,21 +1,32 @@
 """Numbers: what is finite, and why something is not."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
 class NotFinite(ValueError):
-    """An embedding has NaN or infinite entries."""
+    """An embedding has NaN or infinite entries. It survives the way from one process to another."""
 
-    def __init__(self, message: str, rows: list[int]) -> None:
-        super().__init__(message)
+    def __init__(self, reason: str, rows: list[int]) -> None:
+        super().__init__(reason, rows)
+        self.reason = reason
         self.rows = rows
-        """which of the batch"""
+        """which of the batch, in order"""
+        self.what = f"row {rows[0]} of the batch"
+        self.inputs: list[Any] = []
+        """what stood in these rows, where that is known"""
+
+    def name(self, rows: Iterable[int], label: Callable[[int], str] = "text number {}".format) -> None:
+        """Say which texts these are, and name the first."""
+        self.rows = sorted(rows)
+        self.what = label(self.rows[0])
+
+    def __str__(self) -> str:
+        return f"the embedding of {self.what} is not finite: {self.reason}"
 
 
 def check_finite(model: nn.Module, *vectors: Tensor) -> None:
@@ -24,20 +35,17 @@ def check_finite(model: nn.Module, *vectors: Tensor) -> None:
         if torch.isfinite(some.sum(dtype=torch.float64)):  # one pass and one number, where all is well
             continue
         bad = (~torch.isfinite(some.flatten(1)).all(1)).nonzero()[:, 0].tolist()
-        raise NotFinite(f"row {bad[0]} of the batch has no finite embedding: {likely_cause(model)}", bad)
+        raise NotFinite(likely_cause(model), bad)
 
 
 @contextmanager
-def named_rows(indices: Callable[[int], int | None]) -> Iterator[None]:
-    """Inside, a :class:`NotFinite` names the text that ``indices(row of the batch)`` gives, if it gives one."""
+def named_rows(index: Callable[[int], int], *label: Callable[[int], str]) -> Iterator[None]:
+    """Inside, a :class:`NotFinite` names the first of the texts that ``index(row of the batch)`` gives."""
     try:
         yield
     except NotFinite as error:
-        index = indices(error.rows[0])
-        if index is None:
-            raise
-        reason = str(error).partition(": ")[2]
-        raise NotFinite(f"the embedding of text number {index} is not finite: {reason}", error.rows) from None
+        error.name(map(index, error.rows), *label)
+        raise
 
 
 def likely_cause(model: nn.Module) -> str:

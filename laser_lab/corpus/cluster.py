@@ -14,7 +14,6 @@ from sentence_transformers import SentenceTransformer
 from laser_lab.base.files import atomic_file, missing_extra
 from laser_lab.corpus.shards import Progress, Settings, encode_batches, read_documents
 from laser_lab.corpus.source import Source
-from laser_lab.data.readers import BadRows
 from laser_lab.index.folder import Shard, VectorFolder
 
 CORE, SMALL = 0.8, 0.1
@@ -47,7 +46,9 @@ def run_on_ray(
         asks: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": CORE}
         workers = workers or gpus or max(1, int(resources["CPU"]))
         _pack(model, vectors)
-        ray.data.DataContext.get_current().enable_progress_bars = False  # one bar is enough
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # one bar is enough
+        context.raise_original_map_exception = True  # else what a function raised comes back as text alone
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         where = {"vectors": vectors, "how": how, "source": ray.put(source)}
         pool = ray.data.ActorPoolStrategy(size=workers)
@@ -80,7 +81,7 @@ class _Worker:
         ids, texts = list(row["ids"]), list(row["texts"])
         encoded = np.zeros((len(ids), self.model.get_embedding_dimension()), self.how.dtype)
         steps = np.zeros(len(ids), np.int16)
-        for rows, found, taken in encode_batches(self.model, texts, self.how):
+        for rows, found, taken in encode_batches(self.model, ids, texts, self.how):
             encoded[rows], steps[rows] = found, taken
         shard = Shard(ids, encoded, steps, row["skipped"])
         return {"shard": row["shard"], "content": shard.to_bytes(), "documents": len(ids), "steps": int(steps.sum())}
@@ -106,8 +107,8 @@ def _pack(model: SentenceTransformer, vectors: VectorFolder) -> None:
     """The model as a file that all workers read."""
     from ray import cloudpickle
 
-    with atomic_file(vectors.model_file) as temporary:
-        torch.save(model, temporary, pickle_module=cloudpickle)
+    with vectors.room_for("the model"), atomic_file(vectors.model_file) as temporary, temporary.open("wb") as file:
+        torch.save(model, file, pickle_module=cloudpickle)
 
 
 def _unpack(vectors: VectorFolder, device: str) -> SentenceTransformer:
@@ -120,7 +121,7 @@ def _cause(error: BaseException) -> BaseException:
     """What went wrong in a worker, without Ray's layers around it."""
     found: BaseException | None = error
     while found is not None:
-        if isinstance(found, (BadRows, OSError)) and type(found).__module__ != "ray.exceptions":
+        if isinstance(found, (ValueError, OSError)) and type(found).__module__ != "ray.exceptions":
             return found
         found = getattr(found, "cause", None) or found.__cause__
     return error

@@ -15,10 +15,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
+from laser_lab.base.company import locked
 from laser_lab.base.fingerprint import fingerprint
 from laser_lab.corpus.cluster import run_on_ray
 from laser_lab.corpus.shards import Settings, run_here
@@ -92,12 +92,9 @@ def encode_corpus(
     rows = open_source(source, shard_size=shard_size, **columns, split=split, plan=vectors.source_plan)
     how = Settings(_steps(model, thinking_steps), _prompt(model, prompt), batch_size, dtype, skip_bad)
     vectors.path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(vectors.path / ".lock", timeout=0):
-            vectors.begin(_settings(model, rows, how), _notes(model))
-            return _run(model, rows, vectors, how, engine, workers, show_progress_bar)
-    except Timeout as error:
-        raise RuntimeError(f"another run is writing to {vectors}") from error
+    with locked(vectors.path / ".lock", f"another run that writes to {vectors}", wait=False):
+        vectors.begin(_settings(model, rows, how), _notes(model))
+        return _run(model, rows, vectors, how, engine, workers, show_progress_bar)
 
 
 def _check(engine: str, dtype: str, **counts: int | None) -> None:
@@ -144,29 +141,33 @@ def _run(
 
 
 def remove_repeated(source: Source, vectors: VectorFolder, skip_bad: bool) -> None:
-    """Look for ids that several shards hold. The first document of an id stays.
+    """Look for ids that several shards hold. The first document of an id stays. Which rows go is noted on disk, so that
+    memory does not grow with them.
 
     Raises:
         BadRows: There are some, and `skip_bad` is False.
     """
     problems: list[str] = []
-    drop: dict[int, list[int]] = {}
-    for places in repeated_ids(vectors, source.shards):
-        for shard, row, first_shard, first_row in places.tolist():
-            drop.setdefault(shard, []).append(row)
-            if len(problems) < 20:  # as many as BadRows shows
-                first = _place(source, vectors, first_shard, first_row)[1]
-                name, place = _place(source, vectors, shard, row)
-                problems.append(f"{place}: id {name!r} is there already ({first})")
-    if problems and not skip_bad:
-        count = sum(map(len, drop.values()))
-        raise BadRows(problems + ["an id that is there already"] * (count - len(problems)))
-    for number, rows in drop.items():
-        shard = vectors.read_shard(number)
-        kept = np.setdiff1d(np.arange(len(shard.ids)), rows)
-        left = Shard([shard.ids[i] for i in kept], shard.vectors[kept], shard.steps[kept], shard.skipped + len(rows))
-        vectors.write_shard(number, left.to_bytes())
-        logger.warning("%d repeated ids skipped, e.g. %r", len(rows), shard.ids[rows[0]])
+    count = 0
+    with vectors.scratch() as notes:
+        for places in repeated_ids(vectors, source.shards):
+            count += len(places)
+            for shard, row, *first in places[: 20 - len(problems)].tolist():  # as many as BadRows shows
+                (name, place), (_, before) = _place(source, vectors, shard, row), _place(source, vectors, *first)
+                problems.append(f"{place}: id {name!r} is there already ({before})")
+            for shard in np.unique(places[:, 0]) if skip_bad else ():
+                with (notes / str(shard)).open("ab") as file:
+                    file.write(places[places[:, 0] == shard, 1].tobytes())
+        if problems and not skip_bad:
+            raise BadRows(problems, count)
+        for file in notes.iterdir():
+            shard = vectors.read_shard(int(file.name))
+            kept = np.setdiff1d(np.arange(len(shard.ids)), np.fromfile(file, np.int64))
+            skipped = shard.skipped + len(shard.ids) - len(kept)
+            left = Shard([shard.ids[i] for i in kept], shard.vectors[kept], shard.steps[kept], skipped)
+            vectors.write_shard(int(file.name), left.to_bytes())
+    if count:
+        logger.warning("%d repeated ids skipped, e.g. %s", count, problems[0])
 
 
 def _place(source: Source, vectors: VectorFolder, shard: int, row: int) -> tuple[str, str]:

@@ -1,16 +1,18 @@
-"""One shard: the documents read, and encoded batch by batch, by the model's own ``encode_document``."""
+"""One shard: the documents read, and encoded batch by batch, as the model's own ``encode_document`` does."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
 
+from laser_lab.base.numbers import named_rows
 from laser_lab.corpus.source import Documents, Source
 from laser_lab.data.readers import BadRows
 from laser_lab.index.folder import Shard, VectorFolder
@@ -48,7 +50,7 @@ def run_here(model: SentenceTransformer, source: Source, vectors: VectorFolder, 
         if vectors.has(number):
             continue
         documents = read_documents(source, number, how.skip_bad)
-        parts = encode_batches(model, documents.texts, how)
+        parts = encode_batches(model, documents.ids, documents.texts, how)
         encoded = np.zeros((len(documents.ids), vectors.index["settings"]["dimension"]), how.dtype)
         steps = np.zeros(len(encoded), np.int16)
         for rows, found, taken in parts:
@@ -73,27 +75,31 @@ def read_documents(source: Source, number: int, skip_bad: bool) -> Documents:
 
 
 def encode_batches(
-    model: SentenceTransformer, texts: Sequence[str], how: Settings
+    model: SentenceTransformer, ids: Sequence[str], texts: Sequence[str], how: Settings
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Batches of `texts`, long ones first: which rows (b,), their vectors (b, D) and the steps taken (b,)."""
+    """Batches of `texts`, long ones first: which rows (b,), their vectors (b, D) and the steps taken (b,).
+
+    ``encode_document`` would tell the steps only in a dictionary for each document, which took a seventh of the time.
+
+    Raises:
+        NotFinite: An embedding has NaN or infinite entries; the document is named by its id.
+    """
     order = np.argsort([-len(text) for text in texts], kind="stable")
     think = {} if how.thinking_steps is None else {"thinking_steps": how.thinking_steps}
+    model.eval()
     for start in range(0, len(order), how.batch_size):
         rows = order[start : start + how.batch_size]
-        found = model.encode_document(
-            [texts[i] for i in rows],
-            prompt=how.prompt,
-            batch_size=len(rows),
-            output_value=None,
-            show_progress_bar=False,
-            **think,
-        )
-        vectors = torch.stack([row["sentence_embedding"] for row in found]).float().cpu().numpy()
+        named = named_rows(rows.__getitem__, lambda row: f"document {ids[row]!r}")
+        with torch.inference_mode(), named:
+            features = model.preprocess([texts[i] for i in rows], prompt=how.prompt, task="document")
+            found = model(batch_to_device(features, model.device), task="document", **think)
+        vectors = found["sentence_embedding"][:, : model.truncate_dim].float().cpu().numpy()
         yield rows, vectors.astype(how.dtype), _steps_taken(found)
 
 
-def _steps_taken(found: list[dict[str, Any]]) -> np.ndarray:
+def _steps_taken(found: dict[str, torch.Tensor]) -> np.ndarray:
     """(b,) int16 of what ``forward`` gave for b documents; 1 for a model that does not think."""
-    if "steps_taken" in found[0]:
-        return torch.stack([row["steps_taken"] for row in found]).cpu().numpy().astype(np.int16)
-    return np.array([len(row["states"]) if "states" in row else 1 for row in found], np.int16)
+    if "steps_taken" in found:
+        return found["steps_taken"].cpu().numpy().astype(np.int16)
+    steps = found["states"].shape[1] if "states" in found else 1
+    return np.full(len(found["sentence_embedding"]), steps, np.int16)

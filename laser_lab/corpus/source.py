@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from laser_lab.data.json_lines import parse_line
+from laser_lab.data.json_lines import check_head, parse_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -283,6 +283,8 @@ def count_lines(name: str, first: int, every: int) -> tuple[int, list[tuple[int,
     lines = position = 0
     unfinished = False
     with _open(name) as file:
+        check_head(file.read(4), name)
+        file.seek(0)
         while chunk := file.read(_CHUNK):
             ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == 10)
             wanted = np.arange(first + -(-max(0, lines + 1 - first) // every) * every, lines + len(ends) + 1, every)

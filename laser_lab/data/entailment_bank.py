@@ -1,8 +1,6 @@
 """EntailmentBank's public release (Dalvi et al., EMNLP 2021; https://allenai.org/data/entailmentbank), task 2, as a
 folder that :mod:`laser_lab.data.readers` reads: ``python -m laser_lab.data.entailment_bank RELEASE FOLDER``."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -17,11 +15,7 @@ WORLDTREE = "supporting_data/worldtree_corpus_sentences_extended.json"
 def convert(release: str | os.PathLike[str], folder: str | os.PathLike[str]) -> dict[str, int]:
     """Write ``corpus.jsonl`` and a file per split of `release` (the unpacked folder, or one above); returns rows per
     file. Equal texts are one document. The reasoning is the tree's conclusions in order; the last one is the
-    hypothesis.
-
-    Raises:
-        FileNotFoundError: `release` holds no such release.
-    """
+    hypothesis. FileNotFoundError: `release` holds no such release."""
     roots = sorted(path.parents[2] for path in Path(release).glob("**/dataset/task_2/train.jsonl"))
     if not roots or not (roots[-1] / WORLDTREE).is_file():
         raise FileNotFoundError(f"{release} has no dataset/task_2/train.jsonl with {WORLDTREE} beside it")

@@ -4,23 +4,21 @@ A query composes relations (functions from entity to entity): "teacher of mother
 All hops are known, so thoughts can be checked. :mod:`laser_lab.data.hopworld_lm` pretrains the world's language model.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset, Value
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from laser_lab.base.files import cache_dir
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import PreTrainedTokenizerBase
-
-    from laser_lab.data.readers import RetrievalTask
+from laser_lab.base.inputs import check_count
+from laser_lab.data.readers import RetrievalTask, features
 
 RELATIONS = (
     "mother teacher employer neighbour doctor landlord rival mentor cousin partner captain lawyer sponsor tailor guide "
@@ -35,22 +33,20 @@ FILLERS = "well now let me see and so the".split()
 SPECIAL = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 GRAMMAR = ["of", "?", "think", "then", "is"]
 
-MAX_ENTITIES = 100_000
+LEAST = {"entities": 2, "attributes": 0, "dev": 0, "train_queries": 1, "seed": 0, "hidden_size": 2, "pretrain_batch": 4}
+"""The least of a setting that is a number; else 1."""
+MOST = {"entities": 100_000, "relations": len(RELATIONS), "attributes": len(ATTRIBUTES), "hops": 32, "verbosity": 64}
 MAX_COMPOSITIONS = 1_000_000
-MAX_HOPS = 32
 RECIPE = 3
 """Part of the model's key: raise it when equal settings would give another model."""
 
 
 @dataclass(frozen=True)
 class HopWorldConfig:
-    """A world and its language model.
+    """A world and its language model. ValueError: a setting out of range, or a depth has nothing left to train on.
 
-    Names and facts depend only on `seed` and on the sizes of what they consist of, so `verbosity`, `hops` and the model
-    can be varied alone. The held-out compositions of a depth begin those of the world of that depth alone.
-
-    Raises:
-        ValueError: A setting out of range, or no composition of some depth remains to train on.
+    Names and facts depend only on `seed` and on their own numbers, so `verbosity`, `hops` and the model can be varied
+    alone. What a depth holds out is the beginning of what the world of that depth alone holds out.
     """
 
     entities: int = 60
@@ -78,28 +74,11 @@ class HopWorldConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hops", _ordered(self.hops))
-        ranges = {
-            "entities": (2, MAX_ENTITIES),
-            "relations": (1, len(RELATIONS)),
-            "attributes": (0, len(ATTRIBUTES)),
-            "verbosity": (1, 64),
-            "dev": (0, None),
-            "test": (len(self.depths), None),  # one of each depth
-            "train_queries": (1, None),
-            "seed": (0, None),
-            "layers": (1, None),
-            "hidden_size": (2, None),
-            "heads": (1, None),
-            "pretrain_steps": (1, None),
-            "pretrain_batch": (4, None),
-        }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if name == "train_queries" and value is None:
-                continue
-            if not _is_integer(value, low, high):
-                expected = f"an integer from {low} to {high}" if high else f"an integer of at least {low}"
-                raise ValueError(f"{name} must be {expected}, got {value!r}")
+        for name, value in asdict(self).items():
+            if name not in ("hops", "pretrain_lr") and (name, value) != ("train_queries", None):
+                _check_setting(name, value)
+        if self.test < len(self.depths):
+            raise ValueError(f"test must hold one composition of each depth, got {self.test}")
         if not 0 < self.pretrain_lr < 1:
             raise ValueError(f"pretrain_lr must be between 0 and 1, got {self.pretrain_lr!r}")
         if self.hidden_size % (2 * self.heads):
@@ -111,12 +90,11 @@ class HopWorldConfig:
         self._check_that_training_queries_remain()
 
     def _check_that_training_queries_remain(self) -> None:
-        excluded = 0
-        for at, depth in enumerate(self.depths):
-            # What extends a held-out composition is excluded with it.
-            shallower = self.depths[at - 1] if at else depth
-            excluded = excluded * self.relations ** (depth - shallower) + sum(self.held_out[depth])
-            available = self.entities * self.relations**depth
+        excluded, shallower = 0, 0
+        for depth, held_out in self.held_out.items():
+            # what extends a held-out composition is excluded with it
+            excluded = excluded * self.relations ** (depth - shallower) + sum(held_out)
+            shallower, available = depth, self.entities * self.relations**depth
             if excluded >= available:
                 raise ValueError(
                     f"dev={self.dev} and test={self.test} leave nothing to train on at hops={depth}: of entities * "
@@ -125,12 +103,12 @@ class HopWorldConfig:
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """The numbers of hops that queries have, ascending."""
+        """Hops, ascending."""
         return (self.hops,) if isinstance(self.hops, int) else self.hops
 
     @property
     def max_hops(self) -> int:
-        """The deepest queries' number of hops."""
+        """Of the deepest queries."""
         return self.depths[-1]
 
     @property
@@ -166,17 +144,19 @@ class HopWorldConfig:
         return max(256, 2 * (2 * self.max_hops + 3 + self.max_hops * self.verbosity))
 
 
-def _is_integer(value: Any, low: int, high: int | None) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value and (high is None or value <= high)
+def _check_setting(name: str, value: Any) -> None:
+    check_count(name, value, LEAST.get(name, 1))
+    if value > MOST.get(name, value):
+        raise ValueError(f"{name} must be at most {MOST[name]}, got {value}")
 
 
 def _ordered(hops: int | tuple[int, ...] | list[int]) -> int | tuple[int, ...]:
     """One number as it is, several (JSON gives a list) as an ascending tuple."""
     depths = hops if isinstance(hops, (tuple, list)) else (hops,)
-    if not depths or not all(_is_integer(depth, 1, MAX_HOPS) for depth in depths) or len(set(depths)) < len(depths):
-        raise ValueError(
-            f"hops must be an integer from 1 to {MAX_HOPS} or a tuple of different ones, at least one, got {hops!r}"
-        )
+    for depth in depths:
+        _check_setting("hops", depth)
+    if not depths or len(set(depths)) < len(depths):
+        raise ValueError(f"hops must be a number or a tuple of different ones, at least one, got {hops!r}")
     return tuple(sorted(depths)) if len(depths) > 1 else depths[0]
 
 
@@ -229,7 +209,7 @@ class HopWorld:
     """disjoint ``train``, ``dev`` and ``test``, each in ascending depth"""
     known: list[Composition]
     """compositions that the language model reads: neither held out nor an extension of a held-out one. ``train`` is the
-    first `train_queries` of each depth."""
+    first `train_queries` of each depth"""
 
     def __init__(self, config: HopWorldConfig | None = None) -> None:
         self.config = config = config or HopWorldConfig()
@@ -251,10 +231,8 @@ class HopWorld:
         self.splits = {"train": [], "dev": [], "test": []}
         held_out: set[tuple[str, ...]] = set()
         for depth, (dev, test) in config.held_out.items():
-            everything = [
-                self.compose(start, relations)
-                for start, relations in product(self.entities, product(self.relations, repeat=depth))
-            ]
+            starts = product(self.entities, product(self.relations, repeat=depth))
+            everything = [self.compose(start, relations) for start, relations in starts]
             self._random("splits").shuffle(everything)
             self.splits["test"] += everything[:test]
             self.splits["dev"] += everything[test : test + dev]
@@ -262,21 +240,10 @@ class HopWorld:
             known = [c for c in everything[test + dev :] if not held_out.intersection(c.beginnings)]
             self.known += known
             self.splits["train"] += known[: config.train_queries]
+        self.train, self.dev, self.test = self.splits.values()
 
     def _random(self, purpose: str) -> random.Random:
         return random.Random(f"hopworld {self.config.seed} {purpose}")
-
-    @property
-    def train(self) -> list[Composition]:
-        return self.splits["train"]
-
-    @property
-    def dev(self) -> list[Composition]:
-        return self.splits["dev"]
-
-    @property
-    def test(self) -> list[Composition]:
-        return self.splits["test"]
 
     def compose(self, start: str, relations: tuple[str, ...]) -> Composition:
         """Follow any number of `relations` from `start`."""
@@ -305,40 +272,30 @@ class HopWorld:
     def dataset(self, split: str = "train") -> Dataset:
         """A split in the schema :data:`laser_lab.data.readers.COLUMNS`, plus ``answer`` (document id), ``bridges`` and
         ``depth``. In training, depths with fewer compositions repeat them, so that all have equally many rows.
-
-        Raises:
-            ValueError: No such split.
-        """
-        from datasets import Dataset, Value
-
-        from laser_lab.data.readers import features
-
-        rows = []
-        for composition in self._balanced() if split == "train" else self._split(split):
-            negatives = self.hard_negatives(composition)
-            rows.append(
-                {
-                    "id": composition.id,
-                    "query": composition.query,
-                    "reasoning": self.reasoning(composition),
-                    "positives": [self.documents[composition.answer]],
-                    "negatives": [self.documents[entity] for entity in negatives],
-                    "positive_ids": [composition.answer],
-                    "negative_ids": negatives,
-                    "answer": composition.answer,
-                    "bridges": list(composition.bridges),
-                    "depth": composition.depth,
-                }
-            )
+        ValueError: no such split."""
         schema = features()
-        schema["answer"], schema["bridges"], schema["depth"] = Value("string"), schema["negatives"], Value("int64")
-        return Dataset.from_list(rows, features=schema)
+        schema.update(answer=Value("string"), bridges=schema["negatives"], depth=Value("int64"))
+        compositions = self._balanced() if split == "train" else self.compositions(split)
+        return Dataset.from_list([self._row(c) for c in compositions], features=schema)
+
+    def _row(self, composition: Composition) -> dict[str, Any]:
+        negatives = self.hard_negatives(composition)
+        return {
+            "id": composition.id,
+            "query": composition.query,
+            "reasoning": self.reasoning(composition),
+            "positives": [self.documents[composition.answer]],
+            "negatives": [self.documents[entity] for entity in negatives],
+            "positive_ids": [composition.answer],
+            "negative_ids": negatives,
+            "answer": composition.answer,
+            "bridges": list(composition.bridges),
+            "depth": composition.depth,
+        }
 
     def task(self, split: str = "test") -> RetrievalTask:
         """A split to rank all documents for; one is relevant to each query. ValueError: no such split."""
-        from laser_lab.data.readers import RetrievalTask
-
-        compositions = self._split(split)
+        compositions = self.compositions(split)
         return RetrievalTask(
             name=f"hopworld-{'-'.join(map(str, self.config.depths))}hop-{split}",
             queries={c.id: c.query for c in compositions},
@@ -353,16 +310,14 @@ class HopWorld:
         count = self.config.train_queries or max(map(len, groups))
         return [group[i % len(group)] for group in groups for i in range(count)]
 
-    def _split(self, split: str) -> list[Composition]:
+    def compositions(self, split: str) -> list[Composition]:
+        """Those of a split. ValueError: no such split."""
         if split not in self.splits:
             raise ValueError(f"split must be one of {', '.join(self.splits)}, got {split!r}")
         return self.splits[split]
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """One token per word; pads on the left and adds no special tokens."""
-        from tokenizers import Tokenizer, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast
-
         # All words of the language, used here or not: worlds that differ in verbosity share their token ids.
         words = [*SPECIAL.values(), *GRAMMAR, *FILLERS, *RELATIONS, *ATTRIBUTES, *self.entities]
         tokenizer = Tokenizer(

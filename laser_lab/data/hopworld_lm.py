@@ -1,20 +1,23 @@
 """The language model of a HopWorld: pretrained from scratch on its facts, documents and chains of thought."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm.auto import trange
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    get_cosine_schedule_with_warmup,
+)
 
 from laser_lab.base.files import cached_build
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +36,6 @@ def pretrain(config: HopWorldConfig, folder: str | Path) -> float:
         Chain-of-thought accuracy on the test compositions, from 0 to 1. Below 0.98 a warning is logged: a model that
         cannot compose in words says nothing about silent composition.
     """
-    from tqdm.auto import trange
-    from transformers import get_cosine_schedule_with_warmup
-
     world = HopWorld(config)
     tokenizer = world.tokenizer()
     generator = torch.Generator().manual_seed(config.seed)
@@ -50,15 +50,14 @@ def pretrain(config: HopWorldConfig, folder: str | Path) -> float:
     schedule = get_cosine_schedule_with_warmup(optimizer, min(100, config.pretrain_steps // 10), config.pretrain_steps)
     model.train()
     threads = torch.get_num_threads()
-    # One thread: the matrices are too small to share, and threads that wait for each other on a busy machine cost
-    # an order of magnitude.
+    # The matrices are too small to share: on a busy machine, threads that wait for each other take ten times as long.
     torch.set_num_threads(1)
     try:
         steps = trange(config.pretrain_steps, desc="Pretraining HopWorld (once)", unit="step", mininterval=1)
         for step in steps:
             ids = table[torch.multinomial(weights, config.pretrain_batch, replacement=True, generator=generator)]
             logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            loss = cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -74,42 +73,38 @@ def pretrain(config: HopWorldConfig, folder: str | Path) -> float:
         "HopWorld's language model answers %.1f %% of the held-out compositions by chain of thought", 100 * accuracy
     )
     by_depth = {depth: [ok for ok, c in zip(right, world.test) if c.depth == depth] for depth in config.depths}
-    folder = Path(folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     # The language of this world has no words for an instruction, so its queries carry no prompt.
     prompts = {"prompts": {"query": "", "document": ""}}
-    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    Path(folder, "config_sentence_transformers.json").write_text(json.dumps(prompts))
     report = {
         "config": config.model_settings,
         "chain_of_thought_accuracy": accuracy,
         "chain_of_thought_accuracy_by_depth": {depth: sum(ok) / len(ok) for depth, ok in by_depth.items()},
     }
-    (folder / "hopworld.json").write_text(json.dumps(report, indent=2))
+    Path(folder, "hopworld.json").write_text(json.dumps(report, indent=2))
     return accuracy
 
 
 def _untrained(config: HopWorldConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
+    settings = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.hidden_size,
+        intermediate_size=3 * config.hidden_size,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.heads,
+        head_dim=config.hidden_size // config.heads,
+        max_position_embeddings=config.max_positions,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return Qwen3ForCausalLM(
-            Qwen3Config(
-                vocab_size=len(tokenizer),
-                hidden_size=config.hidden_size,
-                intermediate_size=3 * config.hidden_size,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.heads,
-                head_dim=config.hidden_size // config.heads,
-                max_position_embeddings=config.max_positions,
-                tie_word_embeddings=True,
-                pad_token_id=tokenizer.pad_token_id,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        )
+        return Qwen3ForCausalLM(settings)
 
 
 def pretraining_texts(world: HopWorld) -> list[list[str]]:

@@ -1,7 +1,5 @@
 """JSON lines, read with doubt: every line is an object of whole characters, or a reason why it is not; and written."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os
@@ -14,25 +12,25 @@ from laser_lab.base.inputs import unwritable
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """(``file:line``, object), or (``file:line``, reason) where the line is no JSON object.
-
-    Raises:
-        FileNotFoundError: `file` is not there.
-        ValueError: It is no text, but compressed or in UTF-16.
-    """
+    """(``file:line``, object), or (``file:line``, reason) where the line is no JSON object. FileNotFoundError: `file`
+    is not there. ValueError: it is no text, but compressed or in UTF-16."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist.")
     with file.open("rb") as start:
-        head = start.read(2)
-    if head == b"\x1f\x8b":
-        raise ValueError(f"{file} is compressed by gzip: unpack it first")
-    if head in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError(f"{file} is in UTF-16: save it as UTF-8")
+        check_head(start.read(4), file)
     # bytes that are not UTF-8 become halves of surrogate pairs, which no text has
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 yield f"{file.name}:{number}", parse_line(line)
+
+
+def check_head(head: bytes, name: Any) -> None:
+    """Raise a ValueError if the first bytes of a file are not those of a text in UTF-8."""
+    if head.startswith(b"\x1f\x8b"):
+        raise ValueError(f"{name} is compressed by gzip: unpack it first")
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head:
+        raise ValueError(f"{name} is in UTF-16, or no text: save it as UTF-8")
 
 
 def parse_line(line: str) -> dict[str, Any] | str:

@@ -6,10 +6,8 @@ is sorted alone. What is in memory is one file's part, whatever the number of do
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 
@@ -24,7 +22,7 @@ def repeated_ids(folder: VectorFolder, shards: int, part: int = PART) -> Iterato
     stands for the first time."""
     documents = folder.totals(shards)["documents"]
     parts = -(-documents // part)
-    with tempfile.TemporaryDirectory(prefix=".ids.", dir=folder.path) as scratch:
+    with folder.scratch() as scratch:
         for number in range(shards):
             ids = folder.read_ids(number).to_pylist()
             digests = b"".join(blake2b(name.encode(), digest_size=16).digest() for name in ids)
@@ -32,10 +30,10 @@ def repeated_ids(folder: VectorFolder, shards: int, part: int = PART) -> Iterato
             places = np.uint64(number << 32) + np.arange(len(ids), dtype=np.uint64)
             records, target = np.column_stack([halves, places]), halves[:, 0] % np.uint64(max(1, parts))
             for which in np.unique(target):
-                with (Path(scratch) / str(which)).open("ab") as file:
+                with (scratch / str(which)).open("ab") as file:
                     file.write(records[target == which].tobytes())
         for which in range(parts):
-            file = Path(scratch) / str(which)
+            file = scratch / str(which)
             if file.exists():
                 yield _repeated(np.fromfile(file, np.uint64).reshape(-1, 3))
 

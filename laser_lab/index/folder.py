@@ -14,7 +14,9 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from laser_lab.base.files import atomic_file, write_text
+from laser_lab.base.files import atomic_file, read_json, write_text
 
 DTYPES = ("float16", "float32")
 FORMAT = 1
@@ -74,10 +76,10 @@ class VectorFolder:
         """What ``index.json`` says; None where it is not there.
 
         Raises:
-            ValueError: It was written by another version of this format.
+            ValueError: It was written by another version of this format, or is half a file.
         """
         try:
-            index = json.loads((self.path / "index.json").read_text(encoding="utf-8"))
+            index = read_json(self.path / "index.json")
         except FileNotFoundError:
             return None
         if index.get("format") != FORMAT:
@@ -126,7 +128,7 @@ class VectorFolder:
     def source_plan(self) -> dict[str, Any] | None:
         """What ``source.json`` says: which rows of the source each shard holds; None where it is not there."""
         try:
-            return json.loads((self.path / "source.json").read_text(encoding="utf-8"))
+            return read_json(self.path / "source.json")
         except FileNotFoundError:
             return None
 
@@ -153,24 +155,36 @@ class VectorFolder:
         Raises:
             OSError: No space is left; the shards that are there stay.
         """
+        what = f"shard {number} ({len(content) / 1e6:.1f} MB)"
+        with self.room_for(what), atomic_file(self.shard_file(number)) as temporary, temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # before the rename: after a loss of power no named shard is half there
+
+    @contextmanager
+    def room_for(self, what: str) -> Iterator[None]:
+        """Inside, an error of a full disk says what did not fit and what to do."""
         try:
-            with atomic_file(self.shard_file(number)) as temporary, temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # before the rename: after a loss of power no named shard is half there
+            yield
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            need = f"no space for shard {number} ({len(content) / 1e6:.1f} MB). The finished shards stay: make space"
-            raise OSError(error.errno, f"{need} and run the same call again", str(self)) from error
+            advice = "The finished shards stay: make space and run the same call again"
+            raise OSError(error.errno, f"no space for {what}. {advice}", str(self)) from error
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files of a run that was killed; only for who holds the folder's lock."""
         for file in (self.path / "vectors").glob(".*.parquet"):
             file.unlink(missing_ok=True)
         self.model_file.unlink(missing_ok=True)
-        for scratch in self.path.glob(".ids.*"):
+        for scratch in self.path.glob(".scratch.*"):
             shutil.rmtree(scratch, ignore_errors=True)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder in this one that is gone after the block."""
+        with tempfile.TemporaryDirectory(prefix=".scratch.", dir=self.path) as name:
+            yield Path(name)
 
     def read_shard(self, number: int) -> Shard:
         table = pq.read_table(self.shard_file(number), partitioning=None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import shutil
 import sys
@@ -18,21 +17,26 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from joblib import Parallel, delayed, parallel_config
+from tqdm.auto import tqdm
 
 from laser_lab.base.company import end_with_parent
 from laser_lab.base.files import cache_dir, write_text
 from laser_lab.base.stats import summarise
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig
 from laser_lab.data.hopworld_lm import pretrained
+from laser_lab.encoder import LatentRetriever, think
+from laser_lab.evaluation import score_steps
 from laser_lab.lab.cached import Cached
+from laser_lab.loading import load
 from laser_lab.methods import method_of
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from laser_lab.encoder import LatentRetriever
+from laser_lab.probing.vocabulary import fed_back, nearest_tokens
+from laser_lab.training.run import train
 
 HOPWORLD_SETTINGS: dict[str, Any] = dict(
     lora=dict(r=16, lora_alpha=32),
@@ -50,11 +54,8 @@ MEASURED = ("thinking_steps", "document_steps", "steps", "depth")
 
 @dataclass(frozen=True)
 class Cell(Cached):
-    """One training, read at every K from 1 to :data:`READ_STEPS`. Its folder also holds the trained ``model``.
-
-    Only the queries think longer or shorter than in training: the documents are an index that stays. In
-    ``ndcg@10_same_k`` the documents think as long as the queries.
-    """
+    """One training, read at every K from 1 to :data:`READ_STEPS`: by the queries, while the documents are an index that
+    stays. In ``ndcg@10_same_k`` they think equally long. The folder also holds the trained ``model``."""
 
     method: str
     seed: int = 0
@@ -102,15 +103,10 @@ class Cell(Cached):
 
     def load(self) -> LatentRetriever:
         """The retriever that the cell trained."""
-        from laser_lab.loading import load
-
         return load(self.folder / "model", device="cpu")
 
-    def fill(self, folder: Path) -> None:
+    def fill(self, folder: Path) -> dict[str, Any]:
         """Train, read and record."""
-        from laser_lab.loading import load
-        from laser_lab.training.run import train
-
         world = HopWorld(HopWorldConfig(**self.world))
         settings = HOPWORLD_SETTINGS | self.settings
         quiet = dict(save_strategy="no", disable_tqdm=True, logging_steps=max(1, settings["max_steps"] // 20))
@@ -128,9 +124,8 @@ class Cell(Cached):
         (folder / "run" / "final").rename(folder / "model")
         shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
         longest = model.encoder.max_steps or max(READ_STEPS, self.steps)
-        scores = _read(model, world, self.split, self.steps, longest)
-        scores.to_csv(folder / "per_query.csv", index=False)
-        write_text(folder / "cell.json", json.dumps(record | {"history": model.history}, indent=1))
+        _read(model, world, self.split, self.steps, longest).to_csv(folder / "per_query.csv", index=False)
+        return record | {"history": model.history}
 
 
 WEIGHS = 0.01
@@ -140,12 +135,6 @@ WEIGHS = 0.01
 def _read(model: LatentRetriever, world: HopWorld, split: str, steps: int, longest: int) -> pd.DataFrame:
     """A row per query and K: measures; ``depth``; the steps that the query took within the budget of training
     (``steps``) and the documents on average (``document_steps``); whether soft token k names the k-th bridge entity."""
-    import pandas as pd
-
-    from laser_lab.encoder import think
-    from laser_lab.evaluation import score_steps
-    from laser_lab.probing.vocabulary import fed_back, nearest_tokens
-
     task, compositions = world.task(split), getattr(world, split)
     index_steps = model.encoder.steps_of(side="document")
     options: dict[str, Any] = dict(thinking_steps=longest, batch_size=128)
@@ -171,16 +160,11 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
     """Run what is not cached and return the whole table: a row per cell, query and inference K.
 
     Args:
-        workers: Cells at a time, each a process with one thread (joblib); default: a process per core. 0 runs them
-            here.
+        workers: Processes (joblib), of one thread each; default: one per core. 0 runs the cells here.
 
     Raises:
         RuntimeError: A cell failed; the others are done.
     """
-    import pandas as pd
-    from joblib import Parallel, delayed, parallel_config
-    from tqdm.auto import tqdm
-
     cells = list(cells)
     waiting = sorted({cell.key: cell for cell in cells if not cell.done}.values(), key=lambda cell: -cell.steps)
     configs = dict.fromkeys(HopWorldConfig(**cell.world) for cell in waiting)
@@ -210,7 +194,7 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
 def _quietly(function: Callable[[Any], Any], item: Any, cache: Path, caller: int | None = None) -> str | None:
     """Call without what it prints; what went wrong, if anything did, so that the others go on."""
     if caller not in (None, os.getpid()):  # the id of the process that asks
-        end_with_parent()
+        end_with_parent(caller)
     os.environ["LASER_LAB_CACHE"] = str(cache)  # workers are kept, with the environment that they started in
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:
@@ -229,6 +213,7 @@ LAME_WORLD = dict(hops=1, seed=1, dev=100, test=20)
 """Where LaME is searched: one hop, which one pass has the layers for, in a world whose facts are tested nowhere."""
 
 LAME_START = dict(
+    method="lame",
     thinking_steps=3,
     learning_rate=HOPWORLD_SETTINGS["learning_rate"],
     start_word="think",
@@ -247,22 +232,30 @@ LAME_SEARCH: dict[str, tuple[Any, ...]] = dict(
 """Values tried for one setting at a time, the others as in :data:`LAME_START`."""
 
 
-def lame_search(seeds: int, workers: int | None = None) -> pd.DataFrame:
-    """nDCG@10 on dev of LaME with each setting of :data:`LAME_SEARCH`, and of the last-token retriever: a row each."""
-    import pandas as pd
+def trials(search: str | None) -> list[dict[str, Any]]:
+    """What a table is about: method, K in training, learning rate and changes of the row, a trial each."""
+    if search == "lame":
+        tried = [LAME_START, *(LAME_START | {name: value} for name, values in LAME_SEARCH.items() for value in values)]
+        return tried + [dict(method="basic", thinking_steps=1, learning_rate=rate) for rate in LEARNING_RATES]
+    rates = LEARNING_RATES if search else (HOPWORLD_SETTINGS["learning_rate"],)
+    return [dict(method=m, thinking_steps=k, learning_rate=rate) for rate in rates for m, k in SYSTEMS]
 
-    tried = [LAME_START, *(LAME_START | {name: value} for name, values in LAME_SEARCH.items() for value in values)]
-    rows = [{"method": "lame"} | settings for settings in tried]
-    rows += [{"method": "basic", "thinking_steps": 1, "learning_rate": rate} for rate in LEARNING_RATES]
-    cells = {}
-    for at, row in enumerate(rows):
-        changes = {name: value for name, value in row.items() if name not in ("method", "learning_rate")}
-        steps, settings = changes.pop("thinking_steps"), {"learning_rate": row["learning_rate"]}
-        for seed in range(seeds):
-            cells[at, seed] = Cell(row["method"], seed, steps, changes, LAME_WORLD, settings, split="dev")
+
+def table(search: str | None, seeds: int, workers: int | None = None) -> pd.DataFrame:
+    """nDCG@10 of the :func:`trials`, a row each: of a search on dev at the K of training; else on test, also at other K
+    (``read_steps``)."""
+    rows, cells = trials(search), {}
+    for (at, row), seed in product(enumerate(rows), range(seeds)):
+        changes = {name: row[name] for name in row if name not in ("method", "thinking_steps", "learning_rate")}
+        world, split = LAME_WORLD if search == "lame" else {}, "dev" if search else "test"
+        settings = {"learning_rate": row["learning_rate"]}
+        cells[at, seed] = Cell(row["method"], seed, row["thinking_steps"], changes, world, settings, split)
     run(cells.values(), workers=workers)
     frame = pd.concat([cell.frame().assign(row=at) for (at, _), cell in cells.items()])
-    found = summarise(frame[frame["train_steps"] == frame["thinking_steps"]], ["row"])
+    if search:
+        frame = frame[frame["train_steps"] == frame["thinking_steps"]]
+    found = summarise(frame.rename(columns={"thinking_steps": "read_steps"}), ["row", "read_steps"])
+    found = found.drop(columns="read_steps") if search else found
     return pd.DataFrame(rows).join(found.set_index("row"))
 
 
@@ -280,32 +273,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="read on dev: every system at every learning rate, or LaME with other settings",
     )
     options = parser.parse_args(arguments)
-    if options.search == "lame":
-        return _write(lame_search(options.seeds, options.workers), options.file)
-    split, rates = ("dev", LEARNING_RATES) if options.search else ("test", (HOPWORLD_SETTINGS["learning_rate"],))
-    import pandas as pd
-
-    frames = []
-    for rate in rates:
-        settings = {"learning_rate": rate}
-        cells = [Cell(m, seed, k, settings=settings, split=split) for m, k in SYSTEMS for seed in range(options.seeds)]
-        frames.append(run(cells, workers=options.workers).assign(learning_rate=rate))
-    frame = pd.concat(frames, ignore_index=True)
-    by = ["method", "train_steps", "thinking_steps"]
-    if options.search:
-        frame, by = frame[frame["train_steps"] == frame["thinking_steps"]], ["method", "train_steps", "learning_rate"]
-    table = summarise(frame, by)
-    bridges = [name for name in frame if name.endswith("_names_bridge")]
-    table = table.merge(frame.groupby(by, as_index=False)[bridges].mean(), on=by)
-    per_seed = frame.groupby([*by, "seed"])["ndcg@10"].mean().unstack("seed")
-    per_seed.columns = [f"seed{seed}" for seed in per_seed.columns]
-    table = table.merge(per_seed.reset_index(), on=by)
-    return _write(table, options.file)
-
-
-def _write(table: pd.DataFrame, file: str) -> int:
-    write_text(file, table.to_csv(index=False, float_format="%.6g"))
-    print(table.round(3).to_string(index=False))
+    found = table(options.search, options.seeds, options.workers)
+    write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
+    print(found.round(3).to_string(index=False))
     return 0
 
 

@@ -18,6 +18,7 @@ from laser_lab.base.inputs import check_names
 from laser_lab.lab.export import export_adapter
 from laser_lab.lab.records import best_settings, write_records
 from laser_lab.lab.rows import Row
+from laser_lab.training.run import check_arguments
 
 KEYS = ("model", "max_length", "read_steps", "corpus", "training", "rows")
 """What a configuration file names."""
@@ -36,7 +37,10 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
         raise ValueError(f"the configuration does not name {', '.join(missing)}")
     known = {field.name for field in fields(Row)} - {"data", "seed"} | {"seeds"}
     for entry in config["rows"]:
-        check_names(entry, known, f"the row {entry.get('system')!r}")
+        check_names(entry, known, where := f"the row {entry.get('system')!r}")
+        check_arguments(entry.get("training", ()), f"the training of {where}")
+    for name in ("training", "search"):
+        check_arguments(config.get(name, ()), f"{name} in the configuration")
     shared = {name: config[name] for name in ("model", "max_length", "read_steps", "corpus", "dtype") if name in config}
     if corpus is not None:
         shared["corpus"] = corpus

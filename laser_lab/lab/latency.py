@@ -32,6 +32,7 @@ from laser_lab.training.objectives import DualViewLoss
 from laser_lab.training.run import add_lora, set_method
 
 PARTS = ("loops", "corpus", "training", "methods", "rewriting")
+METHODS_TIMED = ("basic", "latent", "lexical", "laser")
 
 
 def published_thinking(
@@ -40,27 +41,17 @@ def published_thinking(
     """(B, K, D) states by the loop of LaSER's model card, slow on purpose: every call returns the logits of all
     positions and the states of all layers. Ours is the embedding scale (1 for the card's Qwen3)."""
     model, embedding = backbone.causal_lm, backbone.causal_lm.get_input_embeddings()
-    batch, length = input_ids.shape
-    slots = input_ids.new_full((batch, thinking_steps - 1), backbone.tokenizer.eos_token_id)
-    inputs = embedding(torch.cat([input_ids, slots], dim=1))
-    mask = torch.cat([attention_mask, torch.ones_like(slots)], dim=1)
-    cache, states = None, []
-    for end in range(length, length + thinking_steps):
-        new = inputs[:, :end] if cache is None else inputs[:, end - 1 : end]
-        output = model(
-            inputs_embeds=new,
-            attention_mask=mask[:, :end],
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=True,
-        )
+    new, mask, cache, states = embedding(input_ids), attention_mask, None, []
+    while True:
+        asked = dict(attention_mask=mask, past_key_values=cache, use_cache=True, output_hidden_states=True)
+        output = model(inputs_embeds=new, **asked)
         cache = output.past_key_values
         states.append(output.hidden_states[-1][:, -1])
-        if end < length + thinking_steps - 1:
-            probabilities = torch.softmax(output.logits[:, -1], dim=-1)
-            soft_token = probabilities @ embedding.weight * backbone.embedding_scale
-            inputs = torch.cat([inputs[:, :end], soft_token[:, None], inputs[:, end + 1 :]], dim=1)
-    return torch.stack(states, dim=1)
+        if len(states) == thinking_steps:
+            return torch.stack(states, dim=1)
+        probabilities = torch.softmax(output.logits[:, -1:], dim=-1)
+        new = probabilities @ embedding.weight * backbone.embedding_scale
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
 
 
 def stock(backbone: Backbone) -> Backbone:
@@ -85,13 +76,12 @@ class PublishedEncoder(LatentEncoder):
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
         if "segment_ends" not in features:
             return super().forward(features, thinking_steps)
-        output = self.backbone.causal_lm(
-            input_ids=features["input_ids"], attention_mask=features["attention_mask"], output_hidden_states=True
-        )
+        read = {name: features[name] for name in ("input_ids", "attention_mask")}
+        output = self.backbone.causal_lm(**read, output_hidden_states=True)
         every = output.hidden_states[-1]
         rows = torch.arange(len(every), device=every.device)[:, None]
-        return {"states": every[rows, features["segment_ends"]], "sentence_embedding": pool(every[:, -1:]),
-                "logits": output.logits}  # fmt: skip
+        states, embedding = every[rows, features["segment_ends"]], pool(every[:, -1:])
+        return {"states": states, "sentence_embedding": embedding, "logits": output.logits}  # which take memory
 
 
 def published_loop(model: LatentRetriever) -> LatentRetriever:
@@ -107,12 +97,13 @@ def loops(backbone: Backbone, batch: int, tokens: int, thinking_steps: int = 3) 
     generator = torch.Generator().manual_seed(batch * 100_003 + tokens)
     ids = torch.randint(len(table), (batch, tokens), generator=generator).to(table.device)
     mask, twin = torch.ones_like(ids), stock(backbone)
-    return {
-        "published": torch.inference_mode()(lambda: published_thinking(twin, ids, mask, thinking_steps)),
-        "ours": torch.inference_mode()(lambda: latent_thinking(backbone, ids, mask, thinking_steps).states),
-        "stock": torch.inference_mode()(lambda: latent_thinking(twin, ids, mask, thinking_steps).states),
-        "basic": torch.inference_mode()(lambda: latent_thinking(backbone, ids, mask, 1).states),
+    calls = {
+        "published": lambda: published_thinking(twin, ids, mask, thinking_steps),
+        "ours": lambda: latent_thinking(backbone, ids, mask, thinking_steps).states,
+        "stock": lambda: latent_thinking(twin, ids, mask, thinking_steps).states,
+        "basic": lambda: latent_thinking(backbone, ids, mask, 1).states,
     }
+    return {name: torch.inference_mode()(call) for name, call in calls.items()}
 
 
 def step_parts(backbone: Backbone, batch: int) -> dict[str, Callable[[], Tensor]]:
@@ -187,16 +178,11 @@ def corpus(model: LatentRetriever, texts: Sequence[str], sample: int = 256, repe
     return pd.DataFrame([row])
 
 
-def adapted(model: LatentRetriever) -> LatentRetriever:
-    """`model` with a LoRA adapter, a new one of rank 16 if it has none."""
+def training_runs(model: LatentRetriever) -> dict[str, tuple[LatentRetriever, str]]:
+    """LaSER with the ``published`` loop and with ``ours``, on the same weights and LoRA adapter (a new one of rank 16
+    if the model has none)."""
     if not hasattr(model.encoder.backbone.model, "peft_config"):
         add_lora(model, {"r": 16})
-    return model
-
-
-def both_loops(model: LatentRetriever) -> dict[str, tuple[LatentRetriever, str]]:
-    """LaSER with the ``published`` loop and with ``ours``, on the same weights."""
-    adapted(model)
     return {"published": (published_loop(model), "laser"), "ours": (model, "laser")}
 
 
@@ -210,7 +196,7 @@ def training_steps(
         lengths: Tokens of queries, documents and reasoning (with its query).
     """
     generator = torch.Generator().manual_seed(0)
-    (table,) = {id(t): t for t in (model.encoder.backbone.embedding_table for model, _ in runs.values())}.values()
+    table = next(iter(runs.values()))[0].encoder.backbone.embedding_table
 
     def texts(rows: int, *tokens: int) -> Tensor:
         return torch.randint(len(table), (rows, *tokens), generator=generator).to(table.device)
@@ -222,13 +208,12 @@ def training_steps(
 
     def step(retriever: LatentRetriever, name: str) -> Callable[[], None]:
         method = method_of(name)
-        features, parts = dict(queries), [documents]
-        if method.lexical:
-            features["lexical_ids"] = texts(batch, method.thinking_steps, 8)
-            features["lexical_targets"] = torch.full(features["lexical_ids"].shape, 1 / 8, device=table.device)
-        if method.needs_explicit:
-            ends = torch.linspace(lengths[2] // 2, lengths[2] - 2, method.thinking_steps).long().to(table.device)
-            parts.append(explicit | {"segment_ends": ends.expand(batch, -1)})
+        words = texts(batch, method.thinking_steps + 1, 8)  # and the end
+        said = {"lexical_ids": words, "lexical_targets": torch.full(words.shape, 1 / 8, device=table.device)}
+        ends = torch.linspace(lengths[2] // 2, lengths[2] - 2, method.thinking_steps).long().to(table.device)
+        view = explicit | {"segment_ends": ends.expand(batch, -1)}
+        features = [queries | said if method.lexical else queries, documents]
+        features += [view] if method.needs_explicit else []
         loss = DualViewLoss(retriever, method)
         loss.progress = 1.0
 
@@ -237,46 +222,27 @@ def training_steps(
                 set_method(retriever, method)
             retriever.train()
             retriever.zero_grad(set_to_none=True)
-            sum(loss([dict(features), *map(dict, parts)]).values()).backward()
+            sum(loss([*map(dict, features)]).values()).backward()
 
         return once
 
     return {name: step(*run) for name, run in runs.items()}
 
 
-def _steps_table(
-    model: LatentRetriever, steps: Mapping[str, Callable[[], None]], reference: str, repeats: int
+def training_table(
+    runs: Mapping[str, tuple[LatentRetriever, str]], reference: str, repeats: int, **shape: Any
 ) -> pd.DataFrame:
-    """``name``, ``median`` and ``p95`` in seconds, ``peak_mib`` above the weights (gradients count), and ``time_ratio``
-    and ``memory_ratio`` to the step `reference`."""
-    times = measure(dict(steps), repeats, warmup=1)
-    table = summarize(times)
-    peaks = []
-    for name in table["name"]:
+    """A row per :func:`training_steps` of some `shape`: ``name``, ``median`` and ``p95`` in seconds, ``peak_mib`` above
+    the weights (gradients count), and ``time_ratio`` and ``memory_ratio`` to the step `reference`."""
+    steps = training_steps(runs, **shape)
+    times = measure(steps, repeats, warmup=1)
+    table, peaks = summarize(times), {}
+    for name, (model, _) in runs.items():
         model.zero_grad(set_to_none=True)
-        peaks.append(peak_memory(steps[name])[0])
-    table = table.assign(peak_mib=peaks, time_ratio=[ratio(times, name, reference) for name in table["name"]])
-    return table.assign(memory_ratio=table["peak_mib"] / table.set_index("name").loc[reference, "peak_mib"])
-
-
-def method_steps(
-    model: LatentRetriever,
-    methods: Sequence[str] = ("basic", "latent", "lexical", "laser"),
-    batch: int = 16,
-    lengths: tuple[int, int, int] = (32, 24, 96),
-    repeats: int = 5,
-) -> pd.DataFrame:
-    """Time and memory of a training step of each method, as ratios to ``latent``."""
-    steps = training_steps({name: (adapted(model), name) for name in methods}, batch, lengths)
-    return _steps_table(model, steps, "latent", repeats)
-
-
-def training_step(
-    model: LatentRetriever, batch: int = 8, lengths: tuple[int, int, int] = (48, 24, 160), repeats: int = 3
-) -> pd.DataFrame:
-    """Time and memory of a LaSER step of the ``published`` loop and of ``ours``; the ratios are of ours to it."""
-    table = _steps_table(model, training_steps(both_loops(model), batch, lengths), "ours", repeats)
-    return table.assign(time_ratio=1 / table["time_ratio"], memory_ratio=1 / table["memory_ratio"])
+        peaks[name] = peak_memory(steps[name])[0]
+    table["peak_mib"] = table["name"].map(peaks)
+    table["time_ratio"] = [ratio(times, name, reference) for name in table["name"]]
+    return table.assign(memory_ratio=table["peak_mib"] / peaks[reference])
 
 
 def rewriting(
@@ -339,9 +305,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "corpus" in parts:
         keep(corpus(retriever, list(read_corpus(options.corpus).values())), "corpus")
     if "training" in parts:
-        keep(training_step(load(options.model, device=device)), "training")
+        keep(training_table(training_runs(load(options.model, device=device)), "published", repeats=3), "training")
     if "methods" in parts:
-        keep(method_steps(load(options.model, device=device), repeats=options.repeats), "methods")
+        _, (model, _) = training_runs(load(options.model, device=device)).values()
+        runs = {name: (model, name) for name in METHODS_TIMED}
+        keep(training_table(runs, "latent", options.repeats, batch=16, lengths=(32, 24, 96)), "methods")
     if "rewriting" in parts:
         keep(rewriting(retriever, repeats=options.repeats), "rewriting")
     return 0

@@ -42,11 +42,13 @@ class Group:
     settings: dict[str, Any] = field(default_factory=dict)
     """of training, over :data:`laser_lab.lab.cells.HOPWORLD_SETTINGS`"""
     seeds: int = 10
+    changes: dict[str, Any] = field(default_factory=dict)
+    """over the rows"""
 
     def cells(self, seeds: int | None = None, split: str = "test") -> list[Cell]:
         """One per row, K and seed, seed by seed: a run that is cut has all rows with fewer seeds."""
         return [
-            Cell(method, seed, steps, world=self.world, settings=self.settings, split=split)
+            Cell(method, seed, steps, self.changes, self.world, self.settings, split)
             for seed in range(self.seeds if seeds is None else min(seeds, self.seeds))
             for method, budgets in self.rows.items()
             for steps in budgets
@@ -61,6 +63,7 @@ GROUPS: dict[str, Group] = {
     "easy-published": Group(
         {"laser": (3, 5, 8), "laser-released": (3,), "latent": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5
     ),
+    "thinking-documents": Group({"lexical": (5,)}, seeds=3, changes={"document_steps": None}),
     "wordy": Group({"lexical": (3, 5)}, {"verbosity": 5}, WORDY),
     "wordy-others": Group(
         {
@@ -176,7 +179,7 @@ def summary(trainings: pd.DataFrame) -> pd.DataFrame:
 
 
 SEARCH: dict[str, tuple[dict[str, Any], ...]] = {
-    "laser-halting": ({"output": 10.0, "trajectory": 0.1}, {"output": 1.0, "trajectory": 0.1}, {}),
+    "laser-halting": ({"output": 10.0, "trajectory": 0.1}, {"lexical": 0.0}, {}),
     "latent-halting": ({"learning_rate": 1e-3}, {}, {"learning_rate": 3e-3}),
     "lexical": ({"lexical": 1.0}, {}, {"lexical": 10.0}),
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.company import locked
-from laser_lab.base.files import atomic_file, cache_dir, write_text
+from laser_lab.base.files import atomic_file, cache_dir
 from laser_lab.data.bm25 import bm25, bm25_index
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
 from laser_lab.evaluation import score, score_run, score_steps
@@ -102,7 +101,7 @@ class Row(Cached):
         alone = replace(self, system=self.method, of=None, corpus="pooled", read_steps=1)
         return cache_dir() / self.room / f"run-{alone.key}"
 
-    def fill(self, folder: Path) -> None:
+    def fill(self, folder: Path) -> dict[str, Any]:
         """Train where it is needed, read and record."""
         task = read_task(self.data, "dev")
         if self.corpus == "pooled":
@@ -121,7 +120,7 @@ class Row(Cached):
             "queries": len(task.queries),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        write_text(folder / self.record_file, json.dumps(without_paths(record), indent=1))
+        return without_paths(record)
 
 
 def without_paths(value: Any) -> Any:

@@ -1,7 +1,5 @@
 """What LaME learns beside the backbone, and how diverse states are."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -74,7 +72,7 @@ class ReasonTokens(nn.Module):
         """
         wanted = mask.bool()
         predicted = self.decoder(states, backbone.embed(ids))[wanted]
-        logits = backbone.logits(predicted.to(backbone.head.weight.dtype))  # at real tokens only: V is large
+        logits = backbone.logits(predicted)  # at real tokens only: V is large
         losses = logits.new_zeros(wanted.shape)
         losses[wanted] = cross_entropy(logits, ids[wanted], reduction="none")
         return losses.sum(1) / mask.sum(1)

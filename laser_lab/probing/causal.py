@@ -4,63 +4,44 @@ A step acts twice: later steps read its *soft token* t_k, and its *state* h_k is
 (:func:`laser_lab.think`) changes the first; leaving the state out of the pool changes the second.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from laser_lab.base.inputs import check_count
 from laser_lab.base.stats import interval
 from laser_lab.data.readers import RetrievalTask
+from laser_lab.encoder import TextEdit as Edit
 from laser_lab.encoder import think
-from laser_lab.thinking import Thoughts
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from sentence_transformers import SentenceTransformer
-
-Edit = Callable[[int, Tensor, list[int]], Tensor]
-"""(k, soft token t_k (b, D), the texts these b rows are) to what is fed back instead, (b, D)"""
-
-
-# -- edits ---------------------------------------------------------------------------------------------------------
-
-
-def replace(step: int, value: Tensor) -> Edit:
-    """Feed `value`, (D,) or (B, D), back instead of soft token `step` (from 1).
-
-    Raises:
-        ValueError: `step` is no positive integer, or `value` has another shape (now, or when it is used).
-    """
-    return _at(step, _by_row(value))
+# -- edits: ValueError if `step` (from 1) is no positive integer, or a value has another shape (now, or when it is used)
 
 
 def blend(step: int, value: Tensor, strength: float) -> Edit:
-    """Feed back t + strength·(value - t); `value` is (D,) or (B, D). 1 is :func:`replace`."""
-    rows_of = _by_row(value)
-    return _at(step, lambda t, rows: t + strength * (rows_of(t, rows) - t))
+    """Feed back t + strength·(value - t) instead of soft token t of `step`; `value` is (D,) or (B, D)."""
+    return _edit(step, value, lambda t, v: t.lerp(v, strength))
+
+
+def replace(step: int, value: Tensor) -> Edit:
+    """Feed back `value`, (D,) or (B, D)."""
+    return blend(step, value, 1.0)
 
 
 def steer(step: int, direction: Tensor, strength: float = 1.0) -> Edit:
-    """Add `strength`·`direction`, (D,) or (B, D), to soft token `step`; E[b] - E[a] turns a token a into b."""
-    rows_of = _by_row(direction)
-    return _at(step, lambda t, rows: t + strength * rows_of(t, rows))
+    """Add `strength`·`direction`, (D,) or (B, D); E[b] - E[a] turns a token a into b."""
+    return _edit(step, direction, lambda t, v: t + strength * v)
 
 
 def noise(step: int, count: int, size: int, seed: int = 0, strength: float = 1.0) -> Edit:
-    """Move soft token `step` of `count` texts, (count, `size`), by `strength` towards a random direction of equal
-    length. A text's noise does not depend on its batch."""
-    directions = torch.randn(count, size, generator=torch.Generator().manual_seed(seed))
-    rows_of = _by_row(torch.nn.functional.normalize(directions, dim=-1))
-
-    def change(t: Tensor, rows: list[int]) -> Tensor:
-        value = rows_of(t, rows) * t.norm(dim=-1, keepdim=True)
-        return value if strength == 1 else t + strength * (value - t)
-
-    return _at(step, change)
+    """:func:`blend` with a random direction as long as the soft token, one for each of `count` texts, (count, `size`).
+    A text's noise does not depend on its batch."""
+    directions = normalize(torch.randn(count, size, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    return _edit(step, directions, lambda t, v: t.lerp(v * t.norm(dim=-1, keepdim=True), strength))
 
 
 def swap(step: int, own: Tensor, seed: int = 0) -> Edit:
@@ -71,58 +52,24 @@ def swap(step: int, own: Tensor, seed: int = 0) -> Edit:
     return replace(step, own[other])
 
 
-def _at(step: int, change: Callable[[Tensor, list[int]], Tensor]) -> Edit:
-    """The edit that applies `change` to soft token `step` only."""
-    check_soft_token(step)
-    return lambda k, soft_token, rows: change(soft_token, rows) if k == step else soft_token
-
-
-def _by_row(value: Tensor) -> Callable[[Tensor, list[int]], Tensor]:
-    """From (D,) or (B, D) values, a function that gives those of some rows, (b, D)."""
+def _edit(step: int, value: Tensor, change: Callable[[Tensor, Tensor], Tensor]) -> Edit:
+    """The edit that makes change(t, v) of soft token `step`, v being `value` for the texts at hand."""
+    check_count("step", step)
     if value.dim() not in (1, 2):
         raise ValueError(f"value must be (D,) or (B, D), got shape {tuple(value.shape)}")
 
-    def rows_of(soft_token: Tensor, rows: list[int]) -> Tensor:
+    def edit(k: int, soft_token: Tensor, rows: list[int]) -> Tensor:
+        if k != step:
+            return soft_token
         if value.shape[-1] != soft_token.shape[-1]:
             raise ValueError(f"value must have the width {soft_token.shape[-1]} of a soft token, got {value.shape[-1]}")
-        return (value if value.dim() == 1 else value[rows]).to(soft_token).expand_as(soft_token)
+        of_rows = value if value.dim() == 1 else value[rows]
+        return change(soft_token, of_rows.to(soft_token).expand_as(soft_token))
 
-    return rows_of
-
-
-def check_soft_token(step: int) -> int:
-    """`step`; ValueError unless it is a positive integer."""
-    if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-        raise ValueError(f"step must be a positive integer: soft tokens count from 1; got {step!r}")
-    return step
+    return edit
 
 
 # -- soft tokens ---------------------------------------------------------------------------------------------------
-
-
-def think_and_keep(
-    model: SentenceTransformer,
-    texts: Sequence[str],
-    thinking_steps: int | None = None,
-    *,
-    prompt_name: str | None = None,
-    batch_size: int = 32,
-    threshold: float | None = None,
-    edit: Edit | None = None,
-    show_progress_bar: bool = False,
-) -> tuple[Thoughts, Tensor]:
-    """:func:`laser_lab.think`, and the (B, S, D) soft tokens fed back after `edit`: S = K-1, or K with pooling
-    ``"generated"``; zeros after the end of a thought."""
-    steps = model[0].steps_of(thinking_steps)
-    kept = torch.zeros(len(texts), fed_back_count(model, steps), model.get_embedding_dimension())
-
-    def keep(k: int, soft_token: Tensor, rows: list[int]) -> Tensor:
-        soft_token = soft_token if edit is None else edit(k, soft_token, rows)
-        kept[rows, k - 1] = soft_token.float().cpu()
-        return soft_token
-
-    options = dict(prompt_name=prompt_name, batch_size=batch_size, show_progress_bar=show_progress_bar)
-    return think(model, texts, steps, threshold=threshold, edit=keep, **options), kept
 
 
 def soft_tokens(
@@ -131,11 +78,20 @@ def soft_tokens(
     thinking_steps: int | None = None,
     *,
     prompt_name: str | None = None,
+    prompts: Sequence[str] = (),
     batch_size: int = 32,
 ) -> Tensor:
-    """(B, S, D): the soft tokens fed back (:func:`think_and_keep`); thoughts do not end early here."""
-    options = dict(prompt_name=prompt_name, batch_size=batch_size, threshold=0.0)
-    return think_and_keep(model, texts, thinking_steps, **options)[1]
+    """(B, S, D): the soft tokens fed back, S = K-1, or K with pooling ``"generated"``. No thought ends early here."""
+    steps = model[0].steps_of(thinking_steps)
+    kept = torch.zeros(len(texts), fed_back_count(model, steps), model.get_embedding_dimension())
+
+    def keep(k: int, soft_token: Tensor, rows: list[int]) -> Tensor:
+        kept[rows, k - 1] = soft_token.float().cpu()
+        return soft_token
+
+    options = dict(prompt_name=prompt_name, prompts=prompts, batch_size=batch_size)
+    think(model, texts, steps, **options, threshold=0.0, edit=keep)
+    return kept
 
 
 def fed_back_count(model: SentenceTransformer, thinking_steps: int) -> int:
@@ -156,13 +112,10 @@ class Intervention:
     """A change to one step of thinking."""
 
     name: str
-
     step: int
     """k, from 1"""
-
     edit: Edit | None = None
     """None: the soft token stays"""
-
     pooled: bool = True
     """whether the state h_k is part of the embedding"""
 
@@ -172,11 +125,6 @@ def knock_out(step: int, value: Tensor) -> Intervention:
     return Intervention("knocked out", step, replace(step, value), pooled=False)
 
 
-def leave_out(step: int) -> Intervention:
-    """Feed the soft token back unchanged, but do not pool the state."""
-    return Intervention("state left out", step, pooled=False)
-
-
 def interventions(
     model: SentenceTransformer,
     texts: Sequence[str],
@@ -184,16 +132,11 @@ def interventions(
     *,
     prompt_name: str | None = None,
     batch_size: int = 32,
-    seed: int = 0,
 ) -> list[Intervention]:
-    """All interventions at each step of thinking about `texts`: ``itself`` (replaced by the same: no change),
-    ``another query's`` (:func:`swap`), the ``mean`` over texts, ``noise`` (:func:`noise`), ``state left out``
-    (:func:`leave_out`) and ``knocked out`` (:func:`knock_out`, with the mean). The last step feeds nothing back: there,
-    only the state can be left out.
-
-    Raises:
-        ValueError: Fewer than two texts.
-    """
+    """All interventions at each step of thinking about `texts` (at least two, else a ValueError): ``itself`` (replaced
+    by the same: no change), ``another query's`` (:func:`swap`), the ``mean`` over texts, ``noise``, ``knocked out``
+    (:func:`knock_out`, with the mean) and ``state left out``: fed back unchanged, but not pooled. The last step feeds
+    nothing back, so it has this one alone."""
     if len(texts) < 2:
         raise ValueError("interventions need at least two texts: another one's thought, and a mean")
     steps, skipped = model[0].steps_of(thinking_steps), skipped_states(model)
@@ -204,25 +147,20 @@ def interventions(
             own, mean = said[:, k - 1], said[:, k - 1].mean(0)
             found += [
                 Intervention("itself", k, replace(k, own)),
-                Intervention("another query's", k, swap(k, own, seed)),
+                Intervention("another query's", k, swap(k, own)),
                 Intervention("mean", k, replace(k, mean)),
-                Intervention("noise", k, noise(k, *own.shape, seed=seed + k)),
+                Intervention("noise", k, noise(k, *own.shape, seed=k)),
             ]
             if k > skipped:
                 found.append(knock_out(k, mean))
         if k > skipped:
-            found.append(leave_out(k))
+            found.append(Intervention("state left out", k, pooled=False))
     return found
 
 
 def relevant_ranks(queries: Tensor, documents: Tensor, task: RetrievalTask) -> dict[str, int]:
-    """Query id to the rank (from 1; ties count as ahead) of its best relevant document. Queries without one are left
-    out.
-
-    Args:
-        queries: (queries, D) and
-        documents: (documents, D), unit length, in the order of `task`.
-    """
+    """Query id to the rank (from 1; ties count as ahead) of its best relevant document, if it has one. Embeddings are
+    (queries, D) and (documents, D), of unit length, in the order of `task`."""
     scores = queries @ documents.T
     index = {document: i for i, document in enumerate(task.corpus)}
     ranks = {}
@@ -251,8 +189,6 @@ def rank_effects(
         ``query_id``, ``rank``, ``undisturbed`` (rank without it), ``change`` (positive: worse), ``first`` (a relevant
         document is on top). No row where nothing is left to pool.
     """
-    import pandas as pd
-
     steps, skipped = model[0].steps_of(thinking_steps), skipped_states(model)
     queries = list(task.queries.values())
     options = dict(thinking_steps=steps, prompt_name="query", batch_size=batch_size)
@@ -281,8 +217,6 @@ def rank_effects(
 def effect_sizes(effects: pd.DataFrame, measure: str = "change") -> pd.DataFrame:
     """Mean `measure` of :func:`rank_effects` with its 95 % bootstrap interval over queries: ``intervention``, ``step``,
     ``thinking_steps``, `measure`, ``low``, ``high``, ``queries``."""
-    import pandas as pd
-
     by = ["intervention", "step", "thinking_steps"]
     groups = effects.groupby(by, sort=False)[measure]
     rows = [(*key, *interval(values), len(values)) for key, values in groups]

@@ -1,32 +1,29 @@
 """Where thoughts lie: linear probes, similarity to the explicit view, and collapse."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from laser_lab.base.stats import proportion
 from laser_lab.data.hopworld import Composition
 from laser_lab.probing.tracing import LayerThoughts
 from laser_lab.thinking import Thoughts
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 # -- linear probes -------------------------------------------------------------------------------------------------
 
 
 def hop_labels(compositions: Sequence[Composition]) -> dict[str, list[str]]:
     """HopWorld targets to a label per query: ``start``, ``bridge 1`` ... and ``relation 1`` ... (in order of thinking).
-
-    Raises:
-        ValueError: The queries differ in depth.
-    """
+    ValueError: the queries differ in depth."""
     depths = sorted({c.depth for c in compositions})
     if len(depths) > 1:
         raise ValueError(f"queries of one depth have the same labels, these have depths {depths}: take one at a time")
@@ -44,26 +41,23 @@ def linear_probes(
     test_labels: Mapping[str, Sequence[Any]],
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Logistic regressions on standardised states: what can be read linearly at each layer and step?
-
-    Each probe is compared with the *majority* training label and with the same probe on a *control task* (Hewitt and
-    Liang, 2019): random labels from the same classes, which show what it can learn by heart.
+    """Logistic regressions on standardised states: what can be read linearly at each layer and step? Beside it stand
+    the *majority* training label and a *control task* (Hewitt and Liang, 2019): the same probe on random labels, which
+    shows what it can learn by heart.
 
     Args:
         train_labels, test_labels: Target to (B,) labels, for a probe per step, or (B, K) labels, for one over all
             steps.
 
     Returns:
-        A row per ``target``, ``step`` and ``layer`` (0: before the first): test ``accuracy`` with its 95 % Wilson
-        interval ``low``, ``high``; ``majority``; ``control``, ``control_low``, ``control_high``; ``chance``
-        (1 / classes), ``classes`` and ``texts``.
+        A row per ``target``, ``step`` and ``layer`` (0: before the first): test ``accuracy``, its 95 % Wilson interval
+        ``low``, ``high``; ``majority``; ``control``, ``control_low``, ``control_high``; ``chance`` (1 / classes),
+        ``classes`` and ``texts``.
 
     Raises:
         ValueError: Training and test differ in targets, steps, layers or width, a target has fewer than two classes, or
             there is not a label per text.
     """
-    import pandas as pd
-
     if list(train_labels) != list(test_labels):
         raise ValueError(f"targets differ: {', '.join(train_labels)} in training, {', '.join(test_labels)} in test")
     if test.layers.shape[1:] != train.layers.shape[1:]:
@@ -98,11 +92,6 @@ def linear_probes(
 
 def _right(states: Tensor, labels: np.ndarray, test_states: Tensor, test_labels: np.ndarray) -> np.ndarray:
     """(K, L+1, B_test) from (B, K, L+1, D) states: which test labels a probe gets right."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-    from threadpoolctl import threadpool_limits
-
     _, steps, layers, _ = states.shape
     right = np.zeros((steps, layers, len(test_labels)), dtype=bool)
     # one thread: the matrices are so small that several take ten times as long
@@ -123,13 +112,9 @@ def _right(states: Tensor, labels: np.ndarray, test_states: Tensor, test_labels:
 
 
 def cka(x: Tensor, y: Tensor) -> float:
-    """Linear centred kernel alignment of the states of the same n texts, (n, D) and (n, D'); 1: equal up to rotation
-    and scale. Debiased (Kornblith et al., 2019; HSIC of Song et al., 2012): about 0 for unrelated states, perhaps
-    below. Constant states give NaN.
-
-    Raises:
-        ValueError: Fewer than four texts, or different numbers of them.
-    """
+    """Linear centred kernel alignment (Kornblith et al., 2019) of the states of the same n texts, (n, D) and (n, D').
+    1: equal up to rotation and scale; about 0, or just below, if unrelated (debiased); NaN if constant. ValueError:
+    fewer than four texts, or not equally many."""
     if len(x) != len(y) or len(x) < 4:
         raise ValueError(f"CKA needs the states of the same texts, at least four; got {len(x)} and {len(y)}")
     kernels = []
@@ -151,8 +136,6 @@ def _hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
 def cka_with_segments(thoughts: Thoughts, segment_states: Tensor) -> pd.DataFrame:
     """:func:`cka` over texts of each ``step`` and reasoning ``segment``; `segment_states` is (B, M, D)
     (:func:`laser_lab.explicit.explicit_thoughts`)."""
-    import pandas as pd
-
     rows = [
         (step + 1, segment + 1, cka(thoughts.states[:, step], segment_states[:, segment]))
         for step in range(thoughts.thinking_steps)
@@ -167,9 +150,7 @@ def cka_with_segments(thoughts: Thoughts, segment_states: Tensor) -> pd.DataFram
 def drift(thoughts: Thoughts) -> pd.DataFrame:
     """A row per text and step: cosine of h_k ``to_first`` state, ``to_previous`` (NaN at step 1) and ``to_others``, the
     mean over the other texts at this step (1: collapsed)."""
-    import pandas as pd
-
-    unit = torch.nn.functional.normalize(thoughts.states.double(), dim=-1)
+    unit = normalize(thoughts.states.double(), dim=-1)
     count, steps, _ = unit.shape
     frames = []
     for k in range(steps):
@@ -177,17 +158,17 @@ def drift(thoughts: Thoughts) -> pd.DataFrame:
         others = (here @ here.sum(0) - 1) / (count - 1) if count > 1 else torch.full((count,), torch.nan)
         previous = (here * unit[:, k - 1]).sum(-1) if k else torch.full((count,), torch.nan)
         first = (here * unit[:, 0]).sum(-1)
-        values = {"to_first": first, "to_previous": previous, "to_others": others}
-        columns = {name: value.numpy() for name, value in values.items()}
-        frames.append(pd.DataFrame({"text": range(count), "step": k + 1} | columns))
+        cosines = {"to_first": first, "to_previous": previous, "to_others": others}
+        frames.append(pd.DataFrame({"text": range(count), "step": k + 1} | cosines))
     return pd.concat(frames, ignore_index=True)
 
 
 def effective_rank(states: Tensor) -> float:
     """Directions that n texts span, from 1 to min(n - 1, D): exp of the entropy of the normalised singular values of
     their centred (n, D) states (Roy and Vetterli, 2007); 0 if all are equal."""
-    values = torch.linalg.svdvals(states.double() - states.double().mean(0))
-    if not values.sum() > 1e-9 * states.double().abs().max():
+    states = states.double()
+    values = torch.linalg.svdvals(states - states.mean(0))
+    if not values.sum() > 1e-9 * states.abs().max():
         return 0.0
     share = values / values.sum()
     return float(torch.special.entr(share).sum().exp())
@@ -195,8 +176,6 @@ def effective_rank(states: Tensor) -> float:
 
 def effective_ranks(thoughts: Thoughts) -> pd.DataFrame:
     """:func:`effective_rank` at every ``step``, and its ``highest`` possible value."""
-    import pandas as pd
-
     count, steps, size = thoughts.states.shape
     ranks = [(k + 1, effective_rank(thoughts.states[:, k]), min(count - 1, size)) for k in range(steps)]
     return pd.DataFrame(ranks, columns=["step", "effective_rank", "highest"])

@@ -1,31 +1,28 @@
 """The tuned lens (Belrose et al., 2023): an affine map per layer, so that the LM head can read every layer."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
+import pandas as pd
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from laser_lab.backbone import Backbone
 from laser_lab.base.files import atomic_file
 from laser_lab.base.inputs import Input
 from laser_lab.probing.tracing import final_norm, think_layers
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from sentence_transformers import SentenceTransformer
-
-    from laser_lab.backbone import Backbone
-
 
 class TunedLens(nn.Module):
-    """x + W_l x + b_l of the residual stream at layer l, for L `layers` of width D = `size`; the identity for the last
-    one."""
+    """x + W_l x + b_l of the residual stream x at layer l, for L `layers` of width D = `size`. The last stays as it
+    is."""
 
     def __init__(self, layers: int, size: int) -> None:
         super().__init__()
@@ -38,11 +35,8 @@ class TunedLens(nn.Module):
         fit has not seen"""
 
     def forward(self, stream: Tensor) -> Tensor:
-        """(..., L+1, D) residual streams to where the last layer would put them, same shape.
-
-        Raises:
-            ValueError: The lens was fitted for other layers or another width.
-        """
+        """(..., L+1, D) residual streams to where the last layer would put them, same shape. ValueError: the lens was
+        fitted for other layers or another width."""
         if stream.shape[-2:] != (len(self.weight) + 1, self.weight.shape[-1]):
             layers, size = stream.shape[-2] - 1, stream.shape[-1]
             raise ValueError(
@@ -58,19 +52,14 @@ class TunedLens(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all."""
-        from safetensors.torch import save_file
-
         told = "" if self.divergences is None else self.divergences.to_json(orient="records")
         with atomic_file(path) as temporary:
             tensors = {"weight": self.weight.detach().contiguous(), "bias": self.bias.detach().contiguous()}
             save_file(tensors, temporary, metadata={"divergences": told})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TunedLens:
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """What :meth:`save` wrote. ValueError: the file holds something else."""
-        import pandas as pd
-        from safetensors import safe_open
-
         with safe_open(Path(path), "pt") as file:
             if set(file.keys()) != {"weight", "bias"}:
                 raise ValueError(f"{path} is no tuned lens: it holds {', '.join(sorted(file.keys())) or 'nothing'}")
@@ -93,17 +82,9 @@ def fit_lens(
     seed: int = 0,
     show_progress_bar: bool = True,
 ) -> TunedLens:
-    """Fit a tuned lens on the thoughts about `texts` (at least two): per layer, KL(last layer || lens), by Adam. A
-    tenth of the texts, at least one, is held out for :attr:`TunedLens.divergences`. The model is not changed.
-
-    Args:
-        max_steps: Updates, each over `batch_size` points (one per text and thinking step).
-
-    Raises:
-        ValueError: Fewer than two texts.
-    """
-    import pandas as pd
-
+    """Fit a tuned lens on the thoughts about `texts` (at least two, else a ValueError): per layer, KL(last layer ||
+    lens), by `max_steps` updates of Adam over `batch_size` points (one per text and thinking step). A tenth of the
+    texts, at least one, is held out for :attr:`TunedLens.divergences`. The model is not changed."""
     if len(texts) < 2:
         raise ValueError("a lens needs at least two texts: one is held out")
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -1,32 +1,23 @@
 """The residual stream behind every layer while the backbone thinks; layers are found by structure, in any family."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
 from laser_lab.backbone import Backbone
-from laser_lab.base.inputs import Input, in_batches, label_of
-from laser_lab.encoder import put_rows
+from laser_lab.base.inputs import Input, label_of
+from laser_lab.data.prompts import join_queries
+from laser_lab.encoder import LatentEncoder, TextEdit, put_rows, thought_batches
 from laser_lab.thinking import Thoughts
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-    from laser_lab.encoder import LatentEncoder
 
 
 @contextmanager
 def trace(backbone: Backbone, positions: int = 1) -> Iterator[list[Tensor]]:
     """Within the block, keep the residual stream at the last `positions` of every forward call; changes nothing.
-
-        with trace(model[0].backbone) as calls:
-            thoughts = ll.think(model, texts, 3)
 
     Yields:
         A list with a (B, L+1, D) tensor per call and position: what enters the first of the L layers, then what leaves
@@ -113,27 +104,23 @@ def think_layers(
     thinking_steps: int | None = None,
     *,
     prompt_name: str | None = None,
+    prompts: Sequence[str] = (),
     batch_size: int = 32,
-    edit: Callable[[int, Tensor, list[int]], Tensor] | None = None,
+    edit: TextEdit | None = None,
 ) -> LayerThoughts:
     """:func:`laser_lab.think`, and the residual stream of every layer at every step; errors as there and in `trace`."""
     encoder: LatentEncoder = model[0]
     texts = encoder.check_inputs(texts)
     steps = encoder.steps_of(thinking_steps, prompt_name)
-    prompt = model._resolve_prompt(None, prompt_name)
-    one_pass = encoder.max_steps  # all states come from one call
+    asked, prompt = join_queries(texts, prompts, model._resolve_prompt(None, prompt_name) or "")
+    one_pass = encoder.max_steps is not None  # all states come from one call, and its last position is [EMBED]
     found: dict[str, Tensor] = {}
-    model.eval()
-    with torch.inference_mode():
-        for rows in in_batches(texts, batch_size):
-            features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
-            features = {k: v.to(model.device) for k, v in features.items()}
-            change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
-            with trace(encoder.backbone, 1 if one_pass is None else steps + 1) as calls:
-                # threshold 0: every row stays in every call
-                thought = encoder.think(features, steps, threshold=0.0, edit=change)
-            # pooling "generated" drops the first call's state; the last position of one pass is [EMBED]
-            kept = calls[-steps:] if one_pass is None else calls[-steps - 1 : -1]
+    with torch.inference_mode(), trace(encoder.backbone, steps + 1 if one_pass else 1) as calls:
+        # threshold 0: every row stays in every call
+        for rows, thought in thought_batches(model, asked, steps, prompt, batch_size, 0.0, edit):
+            # pooling "generated" drops the first call's state
+            kept = calls[-steps - 1 : -1] if one_pass else calls[-steps:]
             put_rows(found, rows, thought | {"layers": torch.stack(kept, dim=1)}, len(texts))
+            calls.clear()
     stream = found.pop("layers")
     return LayerThoughts(encoder.thoughts_class([label_of(text) for text in texts], **found), stream)

@@ -1,14 +1,14 @@
 """What a thought says: nearest tokens, at every layer, and its mass on the gold reasoning."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import torch
+from sentence_transformers import SentenceTransformer
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -18,17 +18,12 @@ from laser_lab.encoder import think
 from laser_lab.probing.tracing import LayerThoughts, final_norm
 from laser_lab.thinking import Thoughts
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from sentence_transformers import SentenceTransformer
-
 Lens = Callable[[Tensor], Tensor]
 """(L+1, D) residual streams to where the last layer would put them, (L+1, D)"""
 
 
 def fed_back(model: SentenceTransformer, texts: Sequence[str], thinking_steps: int, **options: Any) -> Thoughts:
-    """:func:`laser_lab.think`, with the states that the soft tokens come from, also for pooling ``"generated"``
-    (GIRCSE)."""
+    """:func:`laser_lab.think`, with the states that soft tokens come from: for pooling ``"generated"`` (GIRCSE) too."""
     encoder = model[0]
     pooling, encoder.pooling = encoder.pooling, "all"
     try:
@@ -56,11 +51,9 @@ def nearest_tokens(
     Raises:
         ValueError: `top` or `reading` is out of range.
     """
-    import pandas as pd
-
     backbone = model[0].backbone
     table = backbone.embedding_table
-    check_top(top, len(table))
+    _check_top(top, len(table))
     if reading not in ("head", "embedding"):
         raise ValueError(f"reading must be 'head' or 'embedding', got {reading!r}")
     rows = []
@@ -69,7 +62,7 @@ def nearest_tokens(
         for index, text in enumerate(thoughts.texts):
             states = thoughts.states[index, : int(thoughts.steps_taken[index])].to(table.device)
             if unit_table is None:
-                scores = backbone.logits(states.to(backbone.head.weight.dtype)).softmax(-1)
+                scores = backbone.logits(states).softmax(-1)
             else:
                 scores = normalize(states, dim=-1) @ unit_table.T
             rows += [(index, text, step + 1, *found) for step, *found in _best(backbone, scores, top)]
@@ -85,15 +78,12 @@ def step_statistics(model: SentenceTransformer, thoughts: Thoughts) -> pd.DataFr
         ``top_probability``, ``divergence`` (KL(p_k || p_{k+1}); NaN at the last step), ``end_probability`` (of the
         end token, or eos), ``weight`` (of the state in the embedding), ``ended`` (then the numbers are NaN).
     """
-    import pandas as pd
-
-    backbone, encoder = model[0].backbone, model[0]
+    encoder = model[0]
     end = encoder.tokenizer.eos_token_id if encoder.end_token is None else encoder.end_token
     frames = []
     for index in range(len(thoughts)):
         with torch.inference_mode():
-            states = thoughts.states[index].to(backbone.head.weight.device)
-            logs = backbone.logits(states).log_softmax(-1)
+            logs = encoder.backbone.logits(thoughts.states[index]).log_softmax(-1)
             p = logs.exp()
             entropy = torch.special.entr(p).sum(-1)
             divergence = torch.full_like(entropy, torch.nan)
@@ -106,28 +96,23 @@ def step_statistics(model: SentenceTransformer, thoughts: Thoughts) -> pd.DataFr
         frame.loc[taken - 1 : taken - 1, "divergence"] = float("nan")
         frame.insert(0, "text", index)
         frame.insert(1, "step", range(1, len(frame) + 1))
-        frame["weight"], frame["ended"] = thoughts.weights[index].double().numpy(), frame["step"] > taken
-        frames.append(frame)
+        frames.append(frame.assign(weight=thoughts.weights[index].double(), ended=frame["step"] > taken))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def token_course(model: SentenceTransformer, thoughts: Thoughts, token_ids: Sequence[int]) -> pd.DataFrame:
     """Chosen tokens over the steps: ``text``, ``token_id``, ``step``, ``probability`` under softmax(W h_k) and ``rank``
     (from 1)."""
-    import pandas as pd
-
-    backbone = model[0].backbone
-    ids, rows = torch.tensor(list(token_ids), dtype=torch.long), []
-    for index in range(len(thoughts)):
-        for step, state in enumerate(thoughts.states[index], 1):
-            with torch.inference_mode():
-                logits = backbone.logits(state.to(backbone.head.weight.device)).cpu()
-                log_total = logits.logsumexp(-1)
-                for token, logit in zip(ids.tolist(), logits[ids]):
-                    rank = 1 + int((logits > logit).sum())
-                    rows.append((index, token, step, float((logit - log_total).exp()), rank))
-    frame = pd.DataFrame(rows, columns=["text", "token_id", "step", "probability", "rank"])
-    return frame.sort_values(["text", "token_id", "step"], ignore_index=True)
+    rows = []
+    for index, states in enumerate(thoughts.states):
+        with torch.inference_mode():
+            logits = model[0].backbone.logits(states).cpu()
+            p = logits.softmax(-1)
+        for token in sorted(token_ids):
+            ranks = 1 + (logits > logits[:, token, None]).sum(-1)
+            found = zip(p[:, token].tolist(), ranks.tolist())
+            rows += [(index, token, step, *values) for step, values in enumerate(found, 1)]
+    return pd.DataFrame(rows, columns=["text", "token_id", "step", "probability", "rank"])
 
 
 def logit_lens(
@@ -136,8 +121,8 @@ def logit_lens(
     """What each layer would say at each step: softmax(W norm(x)) of the residual stream x (nostalgebraist, 2020).
 
     Args:
-        traced: Of :func:`laser_lab.probing.think_layers`.
-        lens: Moves x to where the last layer would have put it (:func:`laser_lab.probing.fit_lens`); default: none.
+        traced: Of :func:`laser_lab.probing.tracing.think_layers`.
+        lens: Moves x to where the last layer would have put it (:func:`laser_lab.fit_lens`); default: none.
 
     Returns:
         As :func:`nearest_tokens`, with ``layer`` (0: what enters the first), ``entropy`` (nats) and ``last_rank`` (of
@@ -146,11 +131,9 @@ def logit_lens(
     Raises:
         ValueError: `top` is out of range, or the final norm cannot be found.
     """
-    import pandas as pd
-
     backbone = model[0].backbone
     norm, table = final_norm(backbone), backbone.embedding_table
-    check_top(top, len(table))
+    _check_top(top, len(table))
     rows = []
     for index, text in enumerate(traced.thoughts.texts):
         for step, stream in enumerate(traced.layers[index], 1):
@@ -168,11 +151,9 @@ def logit_lens(
     return pd.DataFrame(rows, columns=columns)
 
 
-def check_top(top: int, size: int) -> int:
-    """`top`; ValueError unless it is from 1 to `size`."""
+def _check_top(top: int, size: int) -> None:
     if not 1 <= top <= size:
         raise ValueError(f"top must be from 1 to the vocabulary size {size}, got {top}")
-    return top
 
 
 def _best(backbone: Backbone, scores: Tensor, top: int) -> Iterator[tuple[int, int, int, str, float]]:
@@ -187,11 +168,9 @@ def _best(backbone: Backbone, scores: Tensor, top: int) -> Iterator[tuple[int, i
 def reasoning_mass(
     model: SentenceTransformer, thoughts: Thoughts, reasonings: Sequence[str | Sequence[str]]
 ) -> pd.DataFrame:
-    """How much probability softmax(W h_k) gives to the words of a text's gold reasoning, and of *other* texts'
-    reasonings for comparison. Words that stand in either of the two texts compared do not count.
-
-    Args:
-        reasonings: A reasoning text, or its segments, per text.
+    """How much probability softmax(W h_k) gives to the words of a text's gold reasoning, and to those of the *other*
+    texts' reasonings. Words that stand in either of the two texts compared do not count. `reasonings` are texts or
+    lists of segments.
 
     Returns:
         A row per text and step: ``text``, ``query``, ``step``, ``own`` and ``others`` (means over the other texts), and
@@ -200,8 +179,6 @@ def reasoning_mass(
     Raises:
         ValueError: Not one reasoning per text, or a single text.
     """
-    import pandas as pd
-
     if len(reasonings) != len(thoughts):
         raise ValueError(f"{len(reasonings)} reasonings for {len(thoughts)} texts")
     if len(thoughts) == 1:
@@ -216,7 +193,7 @@ def reasoning_mass(
     rows = []
     for index, text in enumerate(thoughts.texts):
         with torch.no_grad():
-            states = thoughts.states[index, : int(thoughts.steps_taken[index])].to(backbone.embedding_table)
+            states = thoughts.states[index, : int(thoughts.steps_taken[index])]
             probabilities = backbone.logits(states).softmax(-1).cpu()[:, words] * not_in_text[:, index]  # (K, words)
         others = torch.arange(len(thoughts)) != index
         own = (probabilities * in_reasoning[:, index]) @ not_in_text[:, others]  # (K, texts - 1)
@@ -242,11 +219,8 @@ def token_names(tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def token_id(backbone: Backbone, name: str) -> int:
-    """The id of one token, named by its text, its vocabulary entry, or ``#`` and its id.
-
-    Raises:
-        ValueError: `name` is none, or more than one.
-    """
+    """The id of one token, named by its text, its vocabulary entry, or ``#`` and its id. ValueError: `name` is none, or
+    more than one."""
     tokenizer, size = backbone.tokenizer, len(backbone.embedding_table)
     if not name:
         raise ValueError("Name a token: the name is empty.")

@@ -28,6 +28,9 @@ class LexicalTargets:
     frequency, without those of the query or an earlier share; if none are left, all its words. After the last segment
     it is the token that ends a thought. A row without reasoning has no target.
 
+    With halting, a batch in which some reasoning fills all K steps has a target K+1, the end: else a thought of K steps
+    would never learn to end.
+
     Related, in language models: SIM-CoT (Wei et al., 2025; a decoder writes segment k from latent k) and CODI (Shen et
     al., 2025; aligns the last position's states).
 
@@ -56,6 +59,9 @@ class LexicalTargets:
             if not share:
                 targets.append({self.end: 1.0} if self.method.lexical_end else {})
                 continue
+            if not self.method.lexical_words:
+                targets.append({})
+                continue
             counts = Counter(chain.from_iterable(ids[i] for i in share))
             new = {i: n for i, n in counts.items() if self.words.name(i) not in known}
             targets.append(self._distribution(new) or self._distribution(counts) or self._distribution(counts, False))
@@ -70,10 +76,15 @@ class LexicalTargets:
         return {i: weight / total for i, weight in weights.items() if weight > 0} if total > 0 else {}
 
     def __call__(self, queries: Sequence[str], reasonings: Sequence[Sequence[str]]) -> dict[str, Tensor]:
-        """``lexical_ids`` and ``lexical_targets``, (B, K, N): ids and probabilities, padded with probability 0."""
+        """``lexical_ids`` and ``lexical_targets``, (B, K or K+1, N): ids and probabilities (padding: probability 0)."""
         rows = [self.step_targets(query, segments) for query, segments in zip(queries, reasonings, strict=True)]
+        steps = self.method.thinking_steps
+        closes = self.method.halting and self.method.lexical_end and steps > 1
+        if closes and max(map(len, reasonings), default=0) >= steps:
+            rows = [[*row, {self.end: 1.0} if segments else {}] for row, segments in zip(rows, reasonings)]
+            steps += 1
         width = max((len(target) for row in rows for target in row), default=0) or 1
-        ids = torch.full((len(rows), self.method.thinking_steps, width), self.end)
+        ids = torch.full((len(rows), steps, width), self.end)
         targets = torch.zeros(ids.shape)
         for b, row in enumerate(rows):
             for k, target in enumerate(row):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,12 +74,12 @@ def last_checkpoint(output_dir: str | os.PathLike[str], run: dict[str, Any] | No
         ValueError: The checkpoint is of another run, or a file in it is corrupt; the message says what differs.
     """
     folders = sorted(Path(output_dir).glob("checkpoint-*"))
-    for folder in folders:
-        if not any((folder / mark).exists() for mark in (STARTED, COMPLETE)):
-            raise FileExistsError(
-                f"{folder} was not written by this library, or by its version 0.1 and is half: move it away, or choose "
-                "another output_dir"
-            )
+    if foreign := [folder for folder in folders if not _is_ours(folder)]:
+        raise FileExistsError(
+            f"{', '.join(map(str, foreign))}: not written by this library, or a copy, or half and of its version 0.1, "
+            "which did not mark what it began. The trainer would count it among its own and delete it some day, so "
+            "nothing is done: move or remove it, or choose another output_dir"
+        )
     whole = [folder for folder in folders if (folder / COMPLETE).exists()]
     for folder in folders:
         if folder not in whole:
@@ -86,16 +87,22 @@ def last_checkpoint(output_dir: str | os.PathLike[str], run: dict[str, Any] | No
             shutil.rmtree(folder, ignore_errors=True)
     newest = max(whole, key=lambda folder: int(folder.name.rsplit("-", 1)[1]), default=None)
     if newest is not None and run is not None:
-        _check_same(newest, run)
         try:
             check_files(newest, (".json", ".safetensors", ".pt", ".pth"))
+            note = read_json(newest / COMPLETE)
         except ValueError as error:
             raise ValueError(f"{error}. Remove {newest} to go on from the checkpoint before it") from error
+        _check_same(newest, note, run)
     return newest
 
 
-def _check_same(checkpoint: Path, run: dict[str, Any]) -> None:
-    note = read_json(checkpoint / COMPLETE)
+def _is_ours(folder: Path) -> bool:
+    """Whether a checkpoint has the name and the mark that a training of this library gives it."""
+    named = re.fullmatch(r"checkpoint-\d+", folder.name)
+    return named is not None and any((folder / mark).exists() for mark in (STARTED, COMPLETE))
+
+
+def _check_same(checkpoint: Path, note: Any, run: dict[str, Any]) -> None:
     if not isinstance(note, dict):
         logger.warning("%s is of an earlier version and does not say what its run was", checkpoint)
         return

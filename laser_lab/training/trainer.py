@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,14 +20,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from laser_lab.base.files import atomic_folder
 from laser_lab.base.inputs import text_of
 from laser_lab.base.kernels import linear
+from laser_lab.base.numbers import NotFinite, likely_cause
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentRetriever, think
 from laser_lab.evaluation import score_steps
 from laser_lab.loading import load
-from laser_lab.training.objectives import BottleneckLoss, DualViewLoss
+from laser_lab.training.objectives import IDS, Objective
 from laser_lab.training.resume import begin, finish, is_at_its_end
-
-logger = logging.getLogger(__name__)
 
 FOLDED = 2**16  # weights of the largest LoRA layer whose products are cheaper than its calls
 
@@ -78,13 +76,13 @@ class LatentTrainer(SentenceTransformerTrainer):
         return DefaultBatchSampler(rows, batch_size=batch_size, drop_last=drop_last, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        self._batch_ids = inputs.pop("ids", [])
+        self._batch_ids, self._batch = inputs.pop("ids", []), inputs
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step, without the gradients of a frozen backbone; the optimizer keeps its parameters, so stages can change
         in a run."""
-        loss: DualViewLoss | BottleneckLoss = self.loss
+        loss: Objective = self.loss
         loss.progress = self.state.global_step / max(1, self.state.max_steps)
         if loss.needs_teacher:
             loss.teacher = self._frozen_teacher()
@@ -100,10 +98,29 @@ class LatentTrainer(SentenceTransformerTrainer):
         bad = [name for name, value in loss.items() if not torch.isfinite(value)]
         if bad:
             raise NonFiniteLoss(
-                f"the loss term {', '.join(bad)} is not finite at step {self.state.global_step} "
-                f"(batch ids {list(self._batch_ids)}); the last whole checkpoint in {self.args.output_dir} is untouched"
+                f"the loss term {', '.join(bad)} is not finite at step {self.state.global_step} (batch ids "
+                f"{list(self._batch_ids)}): {self._why()}; the last whole checkpoint in {self.args.output_dir} is "
+                "untouched"
             )
         super().track_loss_components(loss)
+
+    @torch.no_grad()
+    def _why(self) -> str:
+        """Which text of the batch has no finite embedding, if one has none, and the likely cause."""
+        ids, (queries, documents, *explicit) = self._batch_ids, self.collect_features(self._batch)[0]
+        places = documents["rows"].tolist()  # of each query's positive, then of its negatives
+        for what, part, row_of in (
+            ("query", queries, int),
+            ("document", documents, lambda row: places.index(row) % len(ids)),
+            ("reasoning", dict(*explicit), int),
+        ):
+            try:
+                if part:
+                    self.model({key: part[key] for key in (*IDS, "segment_ends") if key in part})
+            except NotFinite as error:
+                error.name(map(row_of, error.rows), lambda row, what=what: f"the {what} of {ids[row]!r}")
+                return str(error)
+        return likely_cause(self.model)
 
     def _frozen_teacher(self) -> nn.Module:
         """A copy of the model; kept on disk for a resumed run."""

@@ -8,18 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from laser_lab.lab.figures import style
-from laser_lab.lab.figures.style import (
-    GROUP_COLOURS,
-    METHOD_COLOURS,
-    axis_label,
-    canvas,
-    check,
-    finish,
-    headline,
-    styled,
-)
+from laser_lab.lab.figures.style import GROUP_COLOURS, axis_label, canvas, check, colour_of, finish
 
 
+@style.styled()
 def metric_by_steps(
     frame: pd.DataFrame,
     measure: str = "ndcg@10",
@@ -30,145 +22,109 @@ def metric_by_steps(
     title: str | None = None,
     log: bool = False,
 ) -> Figure:
-    """A line per `group` over `x` with its interval as a band. Groups that are numbers go from dark to light; the
-    method ``random`` is dashed.
-
-    Args:
-        frame: Columns `x`, `measure`, ``low``, ``high``, `panel` and, for several lines, `group`.
-        log: Logarithmic vertical axis.
-    """
+    """A line of `measure` over `x` with its interval (``low``, ``high``) as a band, per `group` if there is one.
+    Groups that are numbers go from dark to light; the method ``random`` is dashed. `log` is of the vertical axis."""
     check(frame, [x, measure, "low", "high"] + ([panel] if panel else []))
     panels = style.panels_of(frame, panel)
     names = list(frame[group].unique()) if group in frame else [None]
-    colours = GROUP_COLOURS
+    colours = [colour_of(name, at) for at, name in enumerate(names)]
     if len(names) > 4 and frame[group].dtype.kind in "if":
         names, colours = sorted(names), seaborn.color_palette("viridis", len(names))
-    with styled():
-        fig = canvas(6.4 if len(panels) == 1 else 3.6 * len(panels) + 1.4, 4.0)
-        axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for ax, (shown, part) in zip(axes, panels):
-            for at, name in enumerate(names):
-                line = part if name is None else part[part[group] == name]
-                line = line.sort_values(x)
-                colour = METHOD_COLOURS.get(name, colours[at % len(colours)])
-                look = {"linestyle": "--"} if name == "random" else {"marker": "o", "markersize": 6}
-                alpha = min(0.2, 0.6 / len(names))
-                ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
-                ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **look)
+    fig = canvas(6.4 if len(panels) == 1 else 3.6 * len(panels) + 1.4, 4.0)
+    axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (shown, part) in zip(axes, panels):
+        for name, colour in zip(names, colours):
+            line = (part if name is None else part[part[group] == name]).sort_values(x)
+            look = {"linestyle": "--"} if name == "random" else {"marker": "o", "markersize": 6}
+            alpha = min(0.2, 0.6 / len(names))
+            ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
+            ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **look)
+        if part[x].nunique() < 12:
             ax.set_xticks(sorted(part[x].unique()))
-            ax.set_xlabel(axis_label(x))
-            ax.set_yscale("log" if log else "linear")
-            label = axis_label(measure) if ax is axes[0] else ""
-            finish(ax, label, title if panel is None else f"{axis_label(panel)} {shown}", bottom=None)
-        if not log:  # after all panels are drawn: it ends the scaling of their shared axis
-            axes[0].set_ylim(bottom=0)
-        if group in frame:
-            heading = None if group == "method" else axis_label(group).rstrip(":")
-            aside = dict(loc="center left", bbox_to_anchor=(1.0, 0.5)) if len(panels) > 1 or len(names) > 4 else {}
-            axes[-1].legend(frameon=False, ncols=1 if aside else 2, title=heading, fontsize=10, **aside)
-        headline(fig, title if panel else None)
+        ax.set_xlabel(axis_label(x))
+        ax.set_yscale("log" if log else "linear")
+        finish(ax, axis_label(measure) if ax is axes[0] else "", style.panel_title(panel, shown) if panel else title)
+    if not log:  # after all panels are drawn: it ends the scaling of their shared axis
+        axes[0].set_ylim(bottom=0)
+    if group in frame:
+        heading = None if group == "method" else axis_label(group).rstrip(":")
+        aside = dict(loc="center left", bbox_to_anchor=(1.0, 0.5)) if len(panels) > 1 or len(names) > 4 else {}
+        axes[-1].legend(frameon=False, ncols=1 if aside else 2, title=heading, fontsize=10, **aside)
+    style.headline(fig, title if panel else None)
     return fig
 
 
 def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """A panel per method: the weighted terms of its loss over the training steps, drawn from 1e-4 up.
-
-    Args:
-        frame: Columns ``method``, ``step``, ``term`` and ``loss``.
-    """
+    """A panel per ``method``: each ``term`` of its weighted ``loss`` over the ``step``s, drawn from 1e-4 up."""
     check(frame, ["method", "step", "term", "loss"])
-    groups = list(frame.groupby("method", sort=False))
-    terms = list(frame["term"].unique())
-    with styled():
-        fig = canvas(3.4 * len(groups) + 0.6, 3.6)
-        axes = fig.subplots(1, len(groups), sharey=True, squeeze=False)[0]
-        for ax, (method, part) in zip(axes, groups):
-            for term, line in part.groupby("term", sort=False):
-                values, colour = line["loss"].clip(lower=1e-4), list(METHOD_COLOURS.values())[terms.index(term)]
-                ax.plot(line["step"], values, color=colour, linewidth=2, label=term)
-            ax.set_yscale("log")
-            finish(ax, "weighted loss" if ax is axes[0] else "", method, bottom=None)
-            ax.set_xlabel("training step")
-            ax.legend(frameon=False, fontsize=9)
-        headline(fig, title)
-    return fig
+    loss = frame["loss"].clip(lower=1e-4)
+    frame = frame.assign(low=loss, high=loss, **{"weighted loss": loss, "training step": frame["step"]})
+    return metric_by_steps(
+        frame, "weighted loss", x="training step", group="term", panel="method", title=title, log=True
+    )
 
 
+@style.styled()
 def trajectories(frame: pd.DataFrame, *, colour: str, panel: str, title: str | None = None) -> Figure:
-    """Thoughts as points in two dimensions, larger with every step, a line per text.
-
-    Args:
-        frame: Columns ``x``, ``y``, ``text``, ``step`` (0: a document, a grey cross), `colour` (a group) and `panel`.
-    """
+    """Thoughts as points at ``x`` and ``y``, larger with every ``step`` (0: a document, a grey cross), in the colour of
+    the group `colour`, with a line per ``text``."""
     check(frame, ["x", "y", "text", "step", colour, panel])
-    panels = list(frame.groupby(panel, sort=False))
-    thoughts = frame[frame["step"] > 0]
-    names = sorted(thoughts[colour].unique(), key=str)
-    with styled():
-        fig = canvas(4.6 * len(panels) + 1.4, 4.6)
-        axes = fig.subplots(1, len(panels), squeeze=False)[0]
-        for ax, (shown, part) in zip(axes, panels):
-            documents = part[part["step"] == 0]
-            ax.scatter(documents["x"], documents["y"], marker="x", color="#949494", s=18, label="documents")
-            part = part[part["step"] > 0]
-            for _, line in part.sort_values("step").groupby("text"):
-                ax.plot(line["x"], line["y"], color="#bbbbbb", linewidth=0.5, alpha=0.5, zorder=0)
-            for at, name in enumerate(names):
-                points = part[part[colour] == name]
-                fill = GROUP_COLOURS[at % len(GROUP_COLOURS)]
-                ax.scatter(points["x"], points["y"], s=6 + 7 * points["step"], color=fill, alpha=0.7, linewidth=0,
-                           label=str(name))  # fmt: skip
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.set_title(str(shown), parse_math=False)
-        handles = dict(zip(*reversed(axes[0].get_legend_handles_labels())))
-        where = dict(loc="outside right center", frameon=False)
-        fig.legend(handles.values(), handles.keys(), title=axis_label(colour), **where)
-        headline(fig, title)
+    panels = style.panels_of(frame, panel)
+    names = sorted(frame.loc[frame["step"] > 0, colour].unique(), key=str)
+    fig = canvas(4.6 * len(panels) + 1.4, 4.6)
+    axes = fig.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (shown, part) in zip(axes, panels):
+        documents, thoughts = part[part["step"] == 0], part[part["step"] > 0]
+        ax.scatter(documents["x"], documents["y"], marker="x", color="#949494", s=18, label="documents")
+        for _, line in thoughts.sort_values("step").groupby("text"):
+            ax.plot(line["x"], line["y"], color="#bbbbbb", linewidth=0.5, alpha=0.5, zorder=0)
+        for at, name in enumerate(names):
+            points = thoughts[thoughts[colour] == name]
+            look = dict(color=GROUP_COLOURS[at % len(GROUP_COLOURS)], alpha=0.7, linewidth=0)
+            ax.scatter(points["x"], points["y"], s=6 + 7 * points["step"], label=str(name), **look)
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(str(shown), parse_math=False)
+    handles, labels = axes[0].get_legend_handles_labels()
+    fig.legend(handles, labels, title=axis_label(colour), loc="outside right center", frameon=False)
+    style.headline(fig, title)
     return fig
 
 
+@style.styled()
 def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) -> Figure:
-    """A panel per intervention: the ranks of the first `top` documents over thinking steps. Marked documents that are
-    further down have a lane below, with the rank.
-
-    Args:
-        frame: Columns ``change`` (the panel), ``thinking_steps``, ``rank`` (from 1), ``doc_id``, ``document`` and
-            ``mark`` (its name in the legend, or ``""``).
-    """
+    """A panel per intervention (``change``): the ``rank`` (from 1) of the first `top` documents (``doc_id``,
+    ``document``) over ``thinking_steps``. Those with a ``mark`` (a name in the legend, or ``""``) that are further
+    down have a lane below, with the rank."""
     check(frame, ["change", "thinking_steps", "rank", "doc_id", "document", "mark"])
-    panels = list(frame.groupby("change", sort=False))
+    panels = style.panels_of(frame, "change")
     marks = [mark for mark in frame["mark"].unique() if mark]
-    colours = dict(zip(marks, ("#d55e00", "#0173b2", "#029e73", "#cc78bc") * len(marks)))
-    lanes = {mark: top + 1.4 + 1.6 * number for number, mark in enumerate(marks)}
+    colours = {mark: GROUP_COLOURS[at % len(GROUP_COLOURS)] for at, mark in enumerate(marks)}
+    lanes = {mark: top + 1.4 + 1.6 * at for at, mark in enumerate(marks)}
     steps = sorted(frame["thinking_steps"].unique())
-    with styled():
-        halo = [withStroke(linewidth=3, foreground="white")]
-        fig = canvas(5.4 * len(panels) + 0.4, 4.8)
-        axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for ax, (change, panel) in zip(axes, panels):
-            for mark, line in panel.sort_values("mark").groupby(["mark", "doc_id"]):
-                mark, line = mark[0], line.set_index("thinking_steps")["rank"].reindex(steps).astype(float)
-                ranks = line.mask(line > top, lanes.get(mark, float("nan")))
-                if ranks.isna().all():
-                    continue
-                look = dict(linewidth=2.5, markersize=7, zorder=3) if mark else dict(linewidth=1, markersize=3)
-                ax.plot(steps, ranks, color=colours.get(mark, "#b0b0b0"), marker="o", **look)
-                for step, rank in line[line > top].items() if mark else ():
-                    ax.annotate(f"{rank:.0f}", (step, lanes[mark]), xytext=(0, -14), textcoords="offset points",
-                                ha="center", fontsize=9, color=colours[mark], zorder=5, path_effects=halo)  # fmt: skip
-            last = panel[(panel["thinking_steps"] == steps[-1]) & (panel["rank"] <= top)]
-            for rank, document, mark in zip(last["rank"], last["document"], last["mark"]):
-                ax.text(steps[-1] + 0.3, rank, style.readable(" ".join(document.split()), 24), va="center", fontsize=9,
-                        color=colours.get(mark, "#606060"), parse_math=False)  # fmt: skip
-            ax.set_xticks(steps)
-            ax.set_xlabel(axis_label("thinking_steps"))
-            ax.set_yticks([*range(1, top + 1), *lanes.values()], [*range(1, top + 1), *[f">{top}"] * len(lanes)])
-            ax.set_ylim(max([top, *lanes.values()]) + 1.2, 0.4)
-            finish(ax, "rank" if ax is axes[0] else "", str(change), bottom=None)
-            ax.grid(visible=False)
-        handles = [axes[0].plot([], [], color=c, marker="o", linewidth=2.5, label=m)[0] for m, c in colours.items()]
-        if handles:
-            fig.legend(handles=handles, loc="outside lower left", ncols=len(handles), frameon=False)
-        headline(fig, title)
+    halo = [withStroke(linewidth=3, foreground="white")]
+    fig = canvas(5.4 * len(panels) + 0.4, 4.8)
+    axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for ax, (change, panel) in zip(axes, panels):
+        for (mark, _), line in panel.sort_values("mark").groupby(["mark", "doc_id"]):
+            line = line.set_index("thinking_steps")["rank"].reindex(steps).astype(float)
+            ranks = line.mask(line > top, lanes.get(mark, float("nan")))
+            if ranks.isna().all():
+                continue
+            look = dict(linewidth=2.5, markersize=7, zorder=3) if mark else dict(linewidth=1, markersize=3)
+            ax.plot(steps, ranks, color=colours.get(mark, "#b0b0b0"), marker="o", label=mark or None, **look)
+            for step, rank in line[line > top].items() if mark else ():
+                ax.annotate(f"{rank:.0f}", (step, lanes[mark]), xytext=(0, -14), textcoords="offset points",
+                            ha="center", fontsize=9, color=colours[mark], zorder=5, path_effects=halo)  # fmt: skip
+        last = panel[(panel["thinking_steps"] == steps[-1]) & (panel["rank"] <= top)]
+        for rank, document, mark in zip(last["rank"], last["document"], last["mark"]):
+            ax.text(steps[-1] + 0.3, rank, style.readable(" ".join(document.split()), 24), va="center", fontsize=9,
+                    color=colours.get(mark, "#606060"), parse_math=False)  # fmt: skip
+        ax.set(xticks=steps, xlabel=axis_label("thinking_steps"))
+        ax.set_yticks([*range(1, top + 1), *lanes.values()], [*range(1, top + 1), *[f">{top}"] * len(lanes)])
+        ax.set_ylim(max([top, *lanes.values()]) + 1.2, 0.4)
+        finish(ax, "rank" if ax is axes[0] else "", str(change))
+        ax.grid(visible=False)
+    if marks:
+        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(marks), frameon=False)
+    style.headline(fig, title)
     return fig

@@ -45,6 +45,8 @@ METHOD_COLOURS = {
     "laser-no-output": "#332288",
     "laser-no-colearning": "#661100",
     "explicit view": "#44aa99",
+    "ours": "#0173b2",
+    "published": "#949494",
     "untrained": "#333333",
     "random": "#949494",
     "zero-shot": "#333333",
@@ -72,19 +74,14 @@ STYLE = {
 }
 NAMES = {
     "ndcg@10": "nDCG@10",
-    "recall@10": "Recall@10",
-    "recall@100": "Recall@100",
-    "map": "MAP",
-    "mrr": "MRR",
     "thinking_steps": "thinking steps K",
     "train_steps": "K in training",
     "milliseconds": "milliseconds per query",
     "hops": "hops:",
     "verbosity": "tokens of reasoning per hop",
     "step": "thinking step k",
-    "probability": "probability",
+    "rank": "rank of the token",
     "cosine": "cosine similarity",
-    "layer": "layer",
     "segment": "reasoning segment",
     "cka": "CKA",
     "accuracy": "accuracy of the probe",
@@ -94,10 +91,7 @@ NAMES = {
 
 def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
     """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`, all or none; return the PNG's path.
-
-    Raises:
-        ValueError: `name` is not a plain file stem.
-    """
+    ValueError: `name` is not a plain file stem."""
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain file stem such as '01_thoughts', got {name!r}")
     folder = Path(folder)
@@ -160,22 +154,23 @@ def whiskers(frame: pd.DataFrame, measure: str) -> list[pd.Series]:
     return [frame[measure] - frame["low"], frame["high"] - frame[measure]]
 
 
-def write_cell(ax: Axes, column: int, row: int, text: str, dark: bool, fontsize: int) -> None:
-    ax.text(column, row, text, ha="center", va="center", fontsize=fontsize, parse_math=False,
-            color="white" if dark else "black")  # fmt: skip
-
-
 def colour_of(name: Any, at: int) -> str:
     """The colour of a method, or of the `at`-th group."""
     return METHOD_COLOURS.get(name, GROUP_COLOURS[at % len(GROUP_COLOURS)])
 
 
-def headline(fig: Figure, title: str | None, **font: Any) -> None:
+def headline(fig: Figure, title: str | None, width: int = 200) -> None:
+    """The title of a figure of several panels, `width` characters a line."""
     if title:
-        fig.suptitle(title, x=0.01, ha="left", parse_math=False, **font)
+        fig.suptitle(wrap(title, width), x=0.01, ha="left", parse_math=False, fontsize=13)
 
 
-def finish(ax: Axes, label: str, title: str | None, bottom: float | None) -> None:
+def panel_title(panel: str | None, value: Any) -> str:
+    """What stands over a panel: its value, behind the name of the column where it is a number."""
+    return value if isinstance(value, str) else f"{axis_label(panel)} {value}"
+
+
+def finish(ax: Axes, label: str, title: str | None, bottom: float | None = None) -> None:
     """Label, grid and title of a panel; `bottom` of its vertical axis, None: as drawn."""
     ax.set_ylabel(label)
     ax.grid(axis="y", alpha=0.3)
