@@ -33,6 +33,8 @@ GPUS = {"L4": (121e12, 0.8), "A100": (312e12, 2.5), "H100": (989e12, 4.0)}
 """Operations a second of dense bfloat16 by the maker's data sheet, and dollars an hour (assumed)."""
 GPU_SHARE = 0.3
 """Of these operations that a model this small is taken to reach. An assumption: no GPU was measured."""
+TOKENIZER_CORES = 8
+"""Cores that tokenize for a GPU, before it computes and not meanwhile (assumed)."""
 CORE_PRICE = 0.05
 """Dollars for an hour of a core (assumed)."""
 
@@ -146,15 +148,20 @@ def operations(config: Any, tokens: int) -> float:
     return text.num_hidden_layers * tokens * (2 * layer + 4 * heads * tokens)
 
 
-def plan(encoded: pd.DataFrame, config: Any, documents: Sequence[int] = DOCUMENTS) -> pd.DataFrame:
-    """``device, tokens, documents_per_second`` of one core (as measured) or GPU (its limit times GPU_SHARE), and hours
-    and dollars for so many documents on one of them; ten take a tenth of the hours and the same dollars."""
+def plan(
+    encoded: pd.DataFrame, tokenized: pd.DataFrame, config: Any, documents: Sequence[int] = DOCUMENTS
+) -> pd.DataFrame:
+    """``device, tokens, documents_per_second`` of one core (as measured) or GPU (its limit times GPU_SHARE, after
+    TOKENIZER_CORES have tokenized), and hours and dollars for so many documents on one of them; ten take a tenth of the
+    hours and the same dollars."""
     rows = []
     for row in encoded.itertuples():
         rows.append((f"core, {row.dtype}", row.tokens, row.documents_per_second, CORE_PRICE, "measured"))
     for name, (limit, price) in GPUS.items():
-        for tokens in TOKENS:
-            rows.append((name, tokens, GPU_SHARE * limit / operations(config, tokens), price, "arithmetic"))
+        for row in tokenized.itertuples():
+            seconds = 1 / (TOKENIZER_CORES * row.documents_per_second)
+            seconds += operations(config, row.tokens) / (GPU_SHARE * limit)
+            rows.append((name, row.tokens, 1 / seconds, price, "arithmetic"))
     table = pd.DataFrame(rows, columns=["device", "tokens", "documents_per_second", "price", "source"])
     for count in documents:
         table[f"hours_{count:.0e}"] = hours = count / table["documents_per_second"] / 3600
@@ -195,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep("workers", workers(load(options.model, device="cpu", thinking_steps=1), texts))
     if "plan" in options.parts:
         config = load(options.model, device="cpu").encoder.backbone.config
-        keep("plan", plan(pd.read_csv(Path(options.out) / "scale_encoding.csv"), config))
+        encoded, tokenized = (pd.read_csv(Path(options.out) / f"scale_{part}.csv") for part in PARTS[:2])
+        keep("plan", plan(encoded, tokenized, config))
     return 0
 
 
