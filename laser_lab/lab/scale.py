@@ -113,7 +113,10 @@ def searching(documents: int, dimension: int, approximate: bool, repeats: int = 
 
 
 def workers(model: LatentRetriever, documents: Mapping[str, str], counts: Sequence[int] = (1, 2)) -> pd.DataFrame:
-    """Documents per second of the whole call with so many Ray workers, and between the first shard and the last."""
+    """Documents per second of the whole call with so many Ray workers, and between the first shard and the last, when
+    all is running. Needs as many cores for itself."""
+    import ray
+
     import laser_lab.corpus.encode as encode
 
     rows, real = [], encode.run_on_ray
@@ -124,6 +127,7 @@ def workers(model: LatentRetriever, documents: Mapping[str, str], counts: Sequen
             yield progress
 
     encode.run_on_ray = noting
+    ray.init(include_dashboard=False, log_to_driver=False)  # once: its start is not what is measured
     try:
         for count in counts:
             moments: list[float] = []
@@ -131,11 +135,12 @@ def workers(model: LatentRetriever, documents: Mapping[str, str], counts: Sequen
                 how = dict(engine="ray", workers=count, shard_size=32, show_progress_bar=False)
                 found = encode_corpus(model, documents, Path(folder) / "out", **how)
             steady = (len(documents) - 32) / (moments[-1] - moments[0])
-            whole = len(documents) / found["seconds"]
-            rows.append({"workers": count, "documents": len(documents), "whole": whole, "steady": steady})
+            rows.append((count, len(documents), len(documents) / found["seconds"], steady))
+            print("workers, documents, documents per second of the whole call and steady:", rows[-1], flush=True)
     finally:
         encode.run_on_ray = real
-    return pd.DataFrame(rows)
+        ray.shutdown()
+    return pd.DataFrame(rows, columns=["workers", "documents", "whole", "steady"])
 
 
 def operations(config: Any, tokens: int) -> float:
