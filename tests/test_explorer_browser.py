@@ -982,21 +982,16 @@ def test_every_width_in_both_themes(browser, explorer, tmp_path, width, theme):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-REPEATS = 10
-
-
-def processor_time(browser):
-    """Seconds that the driver, the browser and all their processes have spent."""
-    import psutil
-
-    every = [p := psutil.Process(browser.service.process.pid), *p.children(recursive=True)]
-    return sum(sum(process.cpu_times()[:2]) for process in every)
+def spent(browser):
+    """Seconds of the processor that the page's own thread has spent: scripts, layout, painting."""
+    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
 
 
 @pytest.mark.parametrize("count", [10_000, 100_000])
 def test_large_corpora(browser, tiny_folder, tmp_path, count):
-    """Every interaction of the page, drawn, in less than 100 ms with 10,000 documents: of the processor, in all of the
-    browser's processes together, for other work on the machine stretches the time on the clock."""
+    """Every interaction of the page, drawn, in less than 100 ms with 10,000 documents: of the processor, and on the
+    clock where no other work on the machine stretches it."""
     words = (
         "why is the sky blue green sea because light scatters water and or not a very long question rain snow".split()
     )
@@ -1022,15 +1017,19 @@ def test_large_corpora(browser, tiny_folder, tmp_path, count):
         (".le-map [aria-label=Nearer]", "node.click()"),
         (".le-heat td", "node.click()"),
     ]
-    walls, times = {}, {}
+    limit = 100 if count == 10_000 else 1000
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    clock, processor = {}, {}
     for selector, change in steps:
-        before, took = processor_time(browser), []
-        for _ in range(REPEATS):
+        before, took = spent(browser), []
+        for _ in range(5):
             took.append(page.browser.execute_async_script(script, page.find(selector), change))
-        walls[selector] = round(min(took), 1)
-        times[selector] = round(1000 * (processor_time(browser) - before) / REPEATS, 1)
-    (SHOTS / f"times-{count}.json").write_text(json.dumps({"clock": walls, "processor": times}))
+        clock[selector] = round(min(took), 1)
+        processor[selector] = round(1000 * (spent(browser) - before) / len(took), 1)
+    browser.execute_cdp_cmd("Performance.disable", {})
+    (SHOTS / f"times-{count}.json").write_text(json.dumps({"clock": clock, "processor": processor}))
     hits = sum("sea" in text and "snow" in text for text in corpus.values())
     assert page.find(".le-count").text == f"{hits:,} of {count:,} documents found"
     page.shot(f"corpus-{count}")
-    assert max(times.values()) < (100 if count == 10_000 else 1000), times
+    assert max(processor.values()) < limit, processor
+    assert os.getloadavg()[0] > 1.5 or max(clock.values()) < limit, clock
