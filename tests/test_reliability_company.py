@@ -256,11 +256,12 @@ def test_a_killed_parent_leaves_no_worker_alive(tiny_folder, home, what):
     command = [sys.executable, home / "parent.py", tiny_folder, home]
     parent = subprocess.Popen(command, env=os.environ | paths, stderr=subprocess.PIPE, text=True)
     try:
-        end = time.time() + 300
+        end = time.time() + 600
         while not ((home / "working").exists() or list(home.glob("cache/.hopworld*"))) and time.time() < end:
             assert parent.poll() is None, parent.stderr.read()
             time.sleep(0.1)
-        workers = [w for w in psutil.Process(parent.pid).children(recursive=True) if "tracker" not in str(w.cmdline())]
+        children = psutil.Process(parent.pid).children(recursive=True)
+        workers = [child for child in children if "resource_tracker" not in str(child.cmdline())]
     finally:
         parent.kill()
         parent.wait()

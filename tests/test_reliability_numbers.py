@@ -412,7 +412,7 @@ def test_an_id_keeps_its_value(tmp_path):
     assert found.queries == {"0": "sea"} and list(found.corpus) == ["0", "1", "01"] and found.qrels == {"0": {"0": 1}}
 
 
-def test_ids_that_collide_after_conversion(tmp_path):
+def test_ids_that_collide_after_conversion(model, tmp_path):
     write(tmp_path, "corpus", {"id": 1, "text": "number"}, {"id": "1", "text": "text"})
     with pytest.raises(BadRows, match=r"corpus.jsonl:2: id '1' is there already"):
         read_corpus(tmp_path)
@@ -421,6 +421,8 @@ def test_ids_that_collide_after_conversion(tmp_path):
     write(tmp_path, "train", row | {"id": 1, "positive_ids": [7]}, row | {"id": 2, "positive_ids": ["7"]})
     with pytest.raises(BadRows, match=r"train.jsonl:2: the document id '7' is a number in one place and a text"):
         read_dataset(tmp_path / "train.jsonl")
+    with pytest.raises(BadRows, match="id '1' is there already"):
+        ll.encode_corpus(model, {1: "sea", "1": "sky"}, tmp_path / "vectors", show_progress_bar=False)
     for bad in (1.5, True, None, ["a"]):
         write(tmp_path, "corpus", {"id": bad, "text": "x"})
         with pytest.raises(BadRows, match="corpus.jsonl:1: id is"):

@@ -155,8 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [n for n in notebooks if not options.names or n.name.startswith(tuple(options.names))]
     if len(chosen) > 1 and not HopWorldConfig().folder.exists():
         # most of them need the default world's language model: one thread trains it while the first ones run
-        command = "from laser_lab.base.company import end_with_parent as end; from laser_lab.data import hopworld_lm; "
-        command += f"end({os.getpid()}); hopworld_lm.pretrained()"
+        command = f"from laser_lab.base.company import end_with_parent as end; end({os.getpid()}); "
+        command += "from laser_lab.data.hopworld_lm import pretrained; pretrained()"
         subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
     for notebook in chosen:
         start = time.time()
