@@ -30,7 +30,7 @@ FLOOR = {room: -number for number, line in enumerate(FLOORS.strip().splitlines()
 
 TOP_LINES, FILE_LINES, FUNCTION_LINES, PACKAGE_LINES = 2300, 450, 80, 7600
 """At most: all files at the top of the package together, a file, a function, and all Python."""
-LATER_LINES = {"corpus": 1050, "index": 650, "explorer": 560, "other": 1726}
+LATER_LINES = {"corpus": 1050, "index": 650, "explorer": 560, "other": 1734}
 """Lines of Python that later work may add over PACKAGE_LINES, by room: encoding a corpus, searching its vectors, the
 explorer's second edition; and, as ``other``, whole files of later work in the other rooms (LATER_FILES)."""
 LATER_FILES = """
