@@ -262,13 +262,11 @@ class LatentEncoder(InputModule):
     ) -> Self:
         """Load what :meth:`save` wrote (``SentenceTransformer(folder, trust_remote_code=True)`` calls this too) or any
         backbone that :func:`laser_lab.weights.load_backbone` reads; `settings` go over those saved."""
-        options = dict(model_kwargs or {})
         where = {key: kwargs[key] for key in ("device", "dtype", "adapter") if key in kwargs}
         saved: dict[str, Any] = {}
         with named_files(model_name_or_path, where.get("adapter")):
-            backbone = load_backbone(
-                model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **where, **options
-            )
+            where |= dict(revision=revision, trust_remote_code=trust_remote_code)
+            backbone = load_backbone(model_name_or_path, **where, **(model_kwargs or {}))
             for source in (model_name_or_path, where.get("adapter")):
                 if source is not None and not os.path.isfile(source):
                     saved |= cls.load_config(resolve(source), revision=revision)

@@ -1,9 +1,7 @@
 """The table of methods: how to think, what to minimise, in which stages. An ablation is a row."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 from laser_lab.base.inputs import check_steps
 
@@ -45,7 +43,7 @@ class Method:
         check_steps(self.thinking_steps)
         if self.document_steps is not None:
             check_steps(self.document_steps)
-        for name in (f.name for f in fields(self) if f.type == "float"):
+        for name in (f.name for f in fields(self) if f.type is float):
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, (int, float)):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         weights = {name: getattr(self, name) for name in self._of_kind("weight")}
@@ -86,7 +84,7 @@ class Method:
         """Whether the training data must hold reasoning."""
         return False
 
-    def replace(self, **changes: Any) -> Method:
+    def replace(self, **changes: Any) -> Self:
         """A row with some settings changed: a new ablation."""
         return replace(self, **changes)
 

@@ -424,6 +424,8 @@ def test_bad_input(page, explorer):
     assert not page.all(":is(img, script, b)")
     assert "Traceback" not in page.browser.find_element("css selector", "body").text
     # a question that overtakes another, with a change in sight: what went wrong stays in sight, too
+    page.type("sea")
+    page.until(lambda: page.ranking() == expected(explorer, "sea", 8), "the answer")
     page.set(".le-value", "snow")
     page.find(".le-apply").click()
     page.until(lambda: page.all(".le-ranking-changed li"), "the changed ranking")
@@ -746,12 +748,11 @@ LatentEncoder.think = fails
     page.type("snow and rain")
     page.until(lambda: "not finite" in page.find(".le-problem").text, "the reason")
     assert page.ranking() == before
-    assert page.find(".le-problem").text.count(".") == 1 and page.find(".le-status").text == ""
+    assert page.find(".le-problem").text.startswith("The embedding of this query is not finite: ")
+    assert page.find(".le-status").text == ""
     page.find(".le-compute").click()  # presets and the plain query are known, the changes are not
     total = len(explorer._op_presets(TASK.queries["q1"]))
-    page.until(
-        lambda: page.find(".le-failures").text.startswith(f"{total} failed. The model thought in"), "the failures"
-    )
+    page.until(lambda: page.find(".le-failures").text.startswith(f"{total} failed: the embedding of"), "the failures")
     assert "failed" in page.find("[data-key='effect 1 noise']").text and page.ranking() == before
     page.find(".le-read-layers").click()
     page.until(lambda: "not finite" in page.find(".le-problem").text and page.find(".le-read-layers"), "no layers")
@@ -980,21 +981,16 @@ def test_every_width_in_both_themes(browser, explorer, tmp_path, width, theme):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-REPEATS = 10
-
-
-def processor_time(browser):
-    """Seconds that the driver, the browser and all their processes have spent."""
-    import psutil
-
-    every = [p := psutil.Process(browser.service.process.pid), *p.children(recursive=True)]
-    return sum(sum(process.cpu_times()[:2]) for process in every)
+def spent(browser):
+    """Seconds of the processor that the page's own thread has spent: scripts, layout, painting."""
+    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
 
 
 @pytest.mark.parametrize("count", [10_000, 100_000])
 def test_large_corpora(browser, tiny_folder, tmp_path, count):
-    """Every interaction of the page, drawn, in less than 100 ms with 10,000 documents: of the processor, in all of the
-    browser's processes together, for other work on the machine stretches the time on the clock."""
+    """Every interaction of the page, drawn, in less than 100 ms with 10,000 documents: of the processor, and on the
+    clock where no other work on the machine stretches it."""
     words = (
         "why is the sky blue green sea because light scatters water and or not a very long question rain snow".split()
     )
@@ -1020,15 +1016,19 @@ def test_large_corpora(browser, tiny_folder, tmp_path, count):
         (".le-map [aria-label=Nearer]", "node.click()"),
         (".le-heat td", "node.click()"),
     ]
-    walls, times = {}, {}
+    limit = 100 if count == 10_000 else 1000
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    clock, processor = {}, {}
     for selector, change in steps:
-        before, took = processor_time(browser), []
-        for _ in range(REPEATS):
+        before, took = spent(browser), []
+        for _ in range(5):
             took.append(page.browser.execute_async_script(script, page.find(selector), change))
-        walls[selector] = round(min(took), 1)
-        times[selector] = round(1000 * (processor_time(browser) - before) / REPEATS, 1)
-    (SHOTS / f"times-{count}.json").write_text(json.dumps({"clock": walls, "processor": times}))
+        clock[selector] = round(min(took), 1)
+        processor[selector] = round(1000 * (spent(browser) - before) / len(took), 1)
+    browser.execute_cdp_cmd("Performance.disable", {})
+    (SHOTS / f"times-{count}.json").write_text(json.dumps({"clock": clock, "processor": processor}))
     hits = sum("sea" in text and "snow" in text for text in corpus.values())
     assert page.find(".le-count").text == f"{hits:,} of {count:,} documents found"
     page.shot(f"corpus-{count}")
-    assert max(times.values()) < (100 if count == 10_000 else 1000), times
+    assert max(processor.values()) < limit, processor
+    assert os.getloadavg()[0] > 1.5 or max(clock.values()) < limit, clock

@@ -21,9 +21,8 @@ def model(tiny_folder):
 
 @pytest.fixture(scope="module")
 def task():
-    corpus = {
-        f"d{i}": text for i, text in enumerate(["light scatters", "water in sea", "green light", "snow and rain"])
-    }
+    facts = ["light scatters", "water in sea", "green light", "snow and rain"]
+    corpus = {f"d{i}": text for i, text in enumerate(facts)}
     relevant = {f"q{i}": {f"d{i}": 1} for i in range(4)}
     return RetrievalTask("tiny", {f"q{i}": text for i, text in enumerate(TEXTS)}, corpus, relevant)
 

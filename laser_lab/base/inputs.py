@@ -4,16 +4,11 @@ An input is a text, an image, or ``{"text": ..., "image": ...}`` (as sentence-tr
 may be None).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm.auto import trange
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Input = Any
 """``str | Image | dict[str, str | Image | None]``"""
@@ -31,8 +26,8 @@ def text_of(item: Input) -> str:
     return item if isinstance(item, str) else ""
 
 
-def image_of(item: Input) -> Image | None:
-    """The image of an input, if it has one."""
+def image_of(item: Input) -> Any:
+    """The image of an input, or None."""
     if isinstance(item, dict):
         return item.get("image")
     return None if isinstance(item, str) else item

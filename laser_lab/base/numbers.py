@@ -20,6 +20,9 @@ class NotFinite(ValueError):
         self.inputs: list[Any] = []
         """what stood in these rows, where that is known"""
 
+    def __reduce__(self) -> Any:  # Ray adds advice to `args`
+        return type(self), (self.reason, self.rows), self.__dict__
+
     def name(self, rows: Iterable[int], label: Callable[[int], str] = "text number {}".format) -> None:
         """Say which texts these are, and name the first."""
         self.rows = sorted(rows)

@@ -18,6 +18,8 @@ from laser_lab.index.folder import Shard, VectorFolder
 
 CORE, SMALL = 0.8, 0.1
 """Of a core: what a worker asks Ray for, and what reading and writing ask for beside it."""
+WORKERS_FED = 8
+"""Workers for which one process reads, and one writes: each holds PyTorch too (0.4 GB)."""
 BLOCKS = 10_000
 """Blocks of shard numbers at most: each is a task to Ray, which keeps a note of it."""
 
@@ -52,11 +54,12 @@ def run_on_ray(
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         where = {"vectors": vectors, "how": how, "source": ray.put(source)}
         pool = ray.data.ActorPoolStrategy(size=workers)
+        few = ray.data.TaskPoolStrategy(size=-(-workers // WORKERS_FED))
         written = (
             ray.data.from_items(list(range(source.shards)), override_num_blocks=min(source.shards, BLOCKS))
-            .flat_map(_read, fn_kwargs=where, num_cpus=SMALL)
+            .flat_map(_read, fn_kwargs=where, compute=few, num_cpus=SMALL)
             .map(_Worker, fn_constructor_args=(vectors, how, bool(gpus)), compute=pool, **asks)
-            .map(_write, fn_kwargs={"vectors": vectors}, num_cpus=SMALL)
+            .map(_write, fn_kwargs={"vectors": vectors}, compute=few, num_cpus=SMALL)
         )
         for row in written.iter_rows():
             yield Progress(source.size_of(row["shard"]), row["documents"], row["steps"])

@@ -84,9 +84,12 @@ class BadRows(ValueError):
     """
 
     def __init__(self, problems: list[str], count: int | None = None) -> None:
-        super().__init__(problems, count)  # as they are: from one process to another an error goes with its arguments
+        super().__init__(problems, count)
         self.problems = problems
         self.count = len(problems) if count is None else count
+
+    def __reduce__(self) -> Any:  # from one process to another; Ray adds advice to `args`
+        return type(self), (self.problems, self.count)
 
     def __str__(self) -> str:
         shown = self.problems[:20]

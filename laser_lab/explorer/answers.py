@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from sklearn.decomposition import PCA
 from torch import Tensor
 
+from laser_lab.base.numbers import named_rows
 from laser_lab.data.prompts import join_queries
 from laser_lab.encoder import think
 from laser_lab.explorer.changes import STEPS, Change
@@ -97,10 +98,10 @@ class Answers:
         options: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar)
         for start in range(0, len(texts), 8192):  # the states of a slice at a time
             rows = slice(start, start + 8192)
-            thoughts = think(self.model, texts[rows], read[-1], prompt_name="document", **options)
+            with named_rows(start.__add__, lambda row: f"document {self.corpus.ids[row]:.80}"):
+                thoughts = think(self.model, texts[rows], read[-1], prompt_name="document", **options)
             for number, k in enumerate(read):
                 found[number, rows] = thoughts.embeddings_at(k).numpy()
-        _check_finite(found, "the documents")
         return np.broadcast_to(found, (self.steps, len(texts), size))
 
     def _plane(self) -> tuple[np.ndarray, list[float], float]:
@@ -298,9 +299,8 @@ class Answers:
         return self._rollout(query, change)
 
     def _think(self, query: str, change: Change | None) -> Thoughts:
-        thoughts = think(self.model, **self._asked(query), edit=self._edit(change))
-        _check_finite(thoughts.states.numpy(), "this query")
-        return thoughts
+        with named_rows(int, lambda row: "this query"):
+            return think(self.model, **self._asked(query), edit=self._edit(change))
 
     def _edit(self, change: Change | None) -> Any:
         if change is None:
@@ -406,8 +406,3 @@ def _known(values: np.ndarray, known: np.ndarray, digits: int = 0) -> list[Any]:
     """Rounded values as JSON has them; None where they are not known."""
     values = np.asarray(values, dtype=float if np.asarray(values).dtype.kind == "f" else None)
     return [value if ok else None for value, ok in zip(np.round(values, digits).tolist(), known)]
-
-
-def _check_finite(values: np.ndarray, what: str) -> None:
-    if not np.isfinite(values).all():
-        raise ValueError(f"The model thought in numbers that are not finite (NaN) about {what}: it cannot be shown.")

@@ -47,7 +47,7 @@ function effectCard(view) {
   const target = base.judged ? "the relevant document" : "the document that was first";
   return [
     found.length < effects.changes.length && h("p", {}, h("progress", bar), ` ${found.length} of ${effects.changes.length}`),
-    failed.length > 0 && h("p", { class: "le-failures" }, `${failed.length} failed. ${failed[0].problem}`),
+    failed.length > 0 && h("p", { class: "le-failures" }, `${failed.length} failed: ${failed[0].problem}`),
     h("p", { class: "le-quiet" }, `Change in the rank of ${target} at K = ${k}: ▲ better, ▼ worse. Choose a cell to apply it. ${unread(base, view.settings.steps)}`),
     table,
   ];

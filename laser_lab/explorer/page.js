@@ -108,7 +108,7 @@ class View {
 
   fail(error) {
     this.status.textContent = "";
-    this.problem.textContent = error.message;
+    this.problem.textContent = error.message.charAt(0).toUpperCase() + error.message.slice(1);
   }
 
   async ask(text) {

@@ -134,7 +134,7 @@ def run(
     instructions = {task.metadata.name: what.instruction or library_instruction(task) for task in chosen}
     wrapped = mteb_model(model, instructions=instructions, thinking_steps=thinking_steps)
     if corpus is not None:
-        wrapped = stored_corpus(wrapped, corpus)
+        wrapped = StoredCorpus(wrapped, corpus)
     results = mteb.evaluate(
         wrapped,
         chosen,
@@ -220,9 +220,14 @@ def mteb_model(
 
 
 class StoredCorpus(SearchEncoderWrapper):
-    """A search by MTEB whose documents are encoded into a :attr:`folder`, once, and searched there."""
+    """A search by MTEB whose documents are encoded into `folder`, once, and searched there. Those without a text are
+    left out and counted. Results name the documents' K too (``document_steps``)."""
 
-    folder: Path
+    def __init__(self, wrapped: ThinkingEncoder, folder: str | os.PathLike[str]) -> None:
+        super().__init__(wrapped)
+        self.folder, meta = Path(folder), wrapped.mteb_model_meta
+        settings = meta.experiment_kwargs | {"document_steps": wrapped.model.encoder.steps_of(side="document")}
+        self.mteb_model_meta = meta.model_copy(update={"experiment_kwargs": settings})
 
     def index(self, corpus: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **options: Any) -> None:
         how = options["encode_kwargs"]
@@ -244,16 +249,6 @@ class StoredCorpus(SearchEncoderWrapper):
         found = self.model.encode(create_dataloader(queries, **side, **how), **side, **where, **how)
         named = dict(zip(queries["id"], found))
         return self.vectors.run(named, top_k) if top_ranked is None else self.vectors.scores(named, top_ranked)
-
-
-def stored_corpus(wrapped: ThinkingEncoder, folder: str | os.PathLike[str]) -> StoredCorpus:
-    """A model of :func:`mteb_model` that keeps its documents in `folder`; those without a text are left out and
-    counted. Results name the documents' K too (``document_steps``)."""
-    found, meta = StoredCorpus(wrapped), wrapped.mteb_model_meta
-    found.folder = Path(folder)
-    settings = meta.experiment_kwargs | {"document_steps": wrapped.model.encoder.steps_of(side="document")}
-    found.mteb_model_meta = meta.model_copy(update={"experiment_kwargs": settings})
-    return found
 
 
 def library_instruction(task: AbsTaskRetrieval) -> str:

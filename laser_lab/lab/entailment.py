@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         both = [row for corpus in ("pooled", "full") for row in rows_of(config, options.data, corpus=corpus)]
         seed = options.seeds[0] if options.seeds else 0
         chosen = [row for row in both if row.system == options.export and row.seed == seed]
+        chosen = [row for row in chosen if row.steps == chosen[0].steps]  # the first K that the file names
         folder = export_adapter(chosen, options.to or adapters.FOLDER / f"{options.export}-entailment-bank")
         size = sum(file.stat().st_size for file in folder.iterdir())
         print(f"{folder.name}: {size / 1e6:.1f} MB")

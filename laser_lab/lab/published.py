@@ -26,14 +26,6 @@ def published(name: str) -> pd.DataFrame:
     if name not in tables:
         raise KeyError(f"no published {name!r}; there are {', '.join(tables)}")
     table = tables[name]
-    if name == "figure5_steps":  # {"train_k3": {"1": value}} is a row per training and inference K
-        rows = [
-            {"train_steps": int(key.removeprefix("train_k")), "thinking_steps": int(k), "bright": value}
-            for key, curve in table.items()
-            if key.startswith("train_k")
-            for k, value in curve.items()
-        ]
-        return pd.DataFrame(rows)
     return pd.json_normalize(table["points"] if isinstance(table, dict) else table, sep=" ")
 
 

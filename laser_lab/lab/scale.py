@@ -26,12 +26,15 @@ from laser_lab.index.search import VectorIndex
 from laser_lab.lab.stopwatch import measure, summarize
 from laser_lab.loading import load
 
+PARTS = ("encoding", "tokenizing", "searching", "workers", "plan")
 TOKENS = (16, 128, 512)
 DOCUMENTS = (10**6, 10**7, 10**9)
 GPUS = {"L4": (121e12, 0.8), "A100": (312e12, 2.5), "H100": (989e12, 4.0)}
-"""Name: floating-point operations a second of dense bfloat16 by the maker's data sheet, and dollars an hour."""
+"""Operations a second of dense bfloat16 by the maker's data sheet, and dollars an hour (assumed)."""
 GPU_SHARE = 0.3
 """Of these operations that a model this small is taken to reach. An assumption: no GPU was measured."""
+TOKENIZER_CORES = 8
+"""Cores that tokenize for a GPU, before it computes and not meanwhile (assumed)."""
 CORE_PRICE = 0.05
 """Dollars for an hour of a core (assumed)."""
 
@@ -43,7 +46,7 @@ def encoding(name: str, tokens: Sequence[int] = TOKENS, repeats: int = 5, batch_
     tables = []
     for length in tokens:
         batch = max(1, min(32, batch_tokens // length))
-        ids = torch.randint(10, 200, (batch, length), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(10, 20, (batch, length), generator=torch.Generator().manual_seed(0))
         features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
         def encode(model: LatentRetriever, features: dict[str, Any] = features) -> None:
@@ -53,6 +56,18 @@ def encoding(name: str, tokens: Sequence[int] = TOKENS, repeats: int = 5, batch_
         calls = {dtype: lambda m=model: encode(m) for dtype, model in models.items()}
         table = summarize(measure(calls, repeats, warmup=1, clock=time.process_time))
         tables.append(table.rename(columns={"name": "dtype"}).assign(tokens=length, batch=batch))
+    table = pd.concat(tables)
+    return table.assign(documents_per_second=table["batch"] / table["median"])
+
+
+def tokenizing(name: str, tokens: Sequence[int] = TOKENS, repeats: int = 10) -> pd.DataFrame:
+    """Texts per second that one core turns into tokens, in batches of 32: what a graphics processor waits for."""
+    model = load(name, device="cpu")
+    tables = []
+    for length in tokens:
+        texts = ["why is the sky blue and the sea green " * (length // 8)] * 32
+        times = measure({"tokenizer": lambda texts=texts: model.preprocess(texts)}, repeats, 2, time.process_time)
+        tables.append(summarize(times).assign(tokens=length, batch=32))
     table = pd.concat(tables)
     return table.assign(documents_per_second=table["batch"] / table["median"])
 
@@ -98,7 +113,10 @@ def searching(documents: int, dimension: int, approximate: bool, repeats: int = 
 
 
 def workers(model: LatentRetriever, documents: Mapping[str, str], counts: Sequence[int] = (1, 2)) -> pd.DataFrame:
-    """Documents per second of the whole call with so many Ray workers, and between the first shard and the last."""
+    """Documents per second of the whole call with so many Ray workers, and between the first shard and the last, when
+    all is running. Needs as many cores for itself."""
+    import ray
+
     import laser_lab.corpus.encode as encode
 
     rows, real = [], encode.run_on_ray
@@ -109,6 +127,7 @@ def workers(model: LatentRetriever, documents: Mapping[str, str], counts: Sequen
             yield progress
 
     encode.run_on_ray = noting
+    ray.init(include_dashboard=False, log_to_driver=False)  # once: its start is not what is measured
     try:
         for count in counts:
             moments: list[float] = []
@@ -116,11 +135,12 @@ def workers(model: LatentRetriever, documents: Mapping[str, str], counts: Sequen
                 how = dict(engine="ray", workers=count, shard_size=32, show_progress_bar=False)
                 found = encode_corpus(model, documents, Path(folder) / "out", **how)
             steady = (len(documents) - 32) / (moments[-1] - moments[0])
-            whole = len(documents) / found["seconds"]
-            rows.append({"workers": count, "documents": len(documents), "whole": whole, "steady": steady})
+            rows.append((count, len(documents), len(documents) / found["seconds"], steady))
+            print("workers, documents, documents per second of the whole call and steady:", rows[-1], flush=True)
     finally:
         encode.run_on_ray = real
-    return pd.DataFrame(rows)
+        ray.shutdown()
+    return pd.DataFrame(rows, columns=["workers", "documents", "whole", "steady"])
 
 
 def operations(config: Any, tokens: int) -> float:
@@ -133,15 +153,20 @@ def operations(config: Any, tokens: int) -> float:
     return text.num_hidden_layers * tokens * (2 * layer + 4 * heads * tokens)
 
 
-def plan(encoded: pd.DataFrame, config: Any, documents: Sequence[int] = DOCUMENTS) -> pd.DataFrame:
-    """``device, tokens, documents_per_second`` of one core (as measured) or GPU (its limit times GPU_SHARE), and hours
-    and dollars for so many documents on one of them; ten take a tenth of the hours and the same dollars."""
+def plan(
+    encoded: pd.DataFrame, tokenized: pd.DataFrame, config: Any, documents: Sequence[int] = DOCUMENTS
+) -> pd.DataFrame:
+    """``device, tokens, documents_per_second`` of one core (as measured) or GPU (its limit times GPU_SHARE, after
+    TOKENIZER_CORES have tokenized), and hours and dollars for so many documents on one of them; ten take a tenth of the
+    hours and the same dollars."""
     rows = []
     for row in encoded.itertuples():
         rows.append((f"core, {row.dtype}", row.tokens, row.documents_per_second, CORE_PRICE, "measured"))
     for name, (limit, price) in GPUS.items():
-        for tokens in TOKENS:
-            rows.append((name, tokens, GPU_SHARE * limit / operations(config, tokens), price, "arithmetic"))
+        for row in tokenized.itertuples():
+            seconds = 1 / (TOKENIZER_CORES * row.documents_per_second)
+            seconds += operations(config, row.tokens) / (GPU_SHARE * limit)
+            rows.append((name, row.tokens, 1 / seconds, price, "arithmetic"))
     table = pd.DataFrame(rows, columns=["device", "tokens", "documents_per_second", "price", "source"])
     for count in documents:
         table[f"hours_{count:.0e}"] = hours = count / table["documents_per_second"] / 3600
@@ -153,7 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables and write them as CSV."""
     parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.scale", description=main.__doc__)
     parser.add_argument("--model", default="gemma-3-270m", help="what load takes")
-    parser.add_argument("--parts", nargs="*", choices=("encoding", "searching", "workers", "plan"), default=["plan"])
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=["plan"])
+    parser.add_argument("--tokens", type=int, nargs="*", default=TOKENS, help="lengths of documents")
     parser.add_argument("--documents", type=int, nargs="*", default=[10**5], help="vectors that are searched")
     parser.add_argument("--approximate-up-to", type=int, default=10**5, help="beyond, only exact search is measured")
     parser.add_argument("--out", default="figures/data", help="folder of the tables")
@@ -166,7 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_text(Path(options.out) / f"scale_{part}.csv", table.to_csv(index=False, float_format="%.5g"))
 
     if "encoding" in options.parts:
-        keep("encoding", encoding(options.model, repeats=options.repeats))
+        keep("encoding", encoding(options.model, options.tokens, options.repeats))
+    if "tokenizing" in options.parts:
+        keep("tokenizing", tokenizing(options.model, options.tokens))
     if "searching" in options.parts:
         import faiss
 
@@ -179,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         keep("workers", workers(load(options.model, device="cpu", thinking_steps=1), texts))
     if "plan" in options.parts:
         config = load(options.model, device="cpu").encoder.backbone.config
-        keep("plan", plan(pd.read_csv(Path(options.out) / "scale_encoding.csv"), config))
+        encoded, tokenized = (pd.read_csv(Path(options.out) / f"scale_{part}.csv") for part in PARTS[:2])
+        keep("plan", plan(encoded, tokenized, config))
     return 0
 
 

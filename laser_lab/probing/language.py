@@ -70,7 +70,7 @@ def thought_words(model: SentenceTransformer, thoughts: Thoughts, top: int = 40)
     words. Tokens that are no words are left out."""
     words = Words(model[0].tokenizer)
     found: list[dict[str, float]] = [{} for _ in thoughts.texts]
-    nearest = nearest_tokens(model, thoughts, top)
+    nearest = nearest_tokens(model, thoughts, min(top, len(model[0].backbone.embedding_table)))
     for text, step, token, p in zip(*(nearest[name] for name in ("text", "step", "token_id", "probability"))):
         if name := words.name(token):
             weight = float(thoughts.weights[text, step - 1] / thoughts.weights[text].sum())

@@ -76,10 +76,10 @@ class DualViewLoss(Objective):
         sizes = [part["input_ids"].shape for part in parts]
         width = max(length for _, length in sizes)
         padding = sum(count * (width - length) for count, length in sizes)
-        apart = steps != document_steps or "lexical_ids" in queries
+        apart = steps != document_steps or self.method.lexical
         if apart or padding * self.parameter_count > CALLS_WORTH:
             asked = steps
-            if "lexical_ids" in queries:
+            if self.method.lexical:
                 parts[0]["lexical_ids"] = queries["lexical_ids"]
                 asked = queries["lexical_ids"].shape[1]  # one more where the end after K steps is taught
             latent, encoded = (self.model(p, thinking_steps=k) for p, k in zip(parts, (asked, document_steps)))
