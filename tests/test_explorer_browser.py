@@ -21,11 +21,14 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pytest
+from conftest import WORDS, tiny_model, word_tokenizer
 
 import laser_lab as ll
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.explorer import Change, Explorer
 from laser_lab.explorer.answers import DOCUMENTS
+from laser_lab.lab.cells import Cell, run
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +54,7 @@ EVIL = [
     "sea" * 3334,
     "👩\u200d🚀🏳️\u200d🌈 \u2028",
 ]
+EVIL_TOKENS = ["/".join(text.split()) for text in EVIL]
 CELL = """
 import laser_lab as ll
 from laser_lab.data.readers import RetrievalTask
@@ -61,6 +65,11 @@ second = ll.load({folder!r}, device="cpu", pooling="generated")
 lens = ll.fit_lens(model, list(task.corpus.values()), max_steps=2, show_progress_bar=False)
 columns = {columns!r}
 explorer = ll.explore(model, task, second_model=second, lens=lens, metadata=columns, show_progress_bar=False)
+explorer
+"""
+EVIL_CELL = """
+from test_explorer_browser import evil_explorer
+explorer = evil_explorer({folder!r})
 explorer
 """
 COLUMNS = {doc: {"kind": "sea" if "sea" in text else "land", "size": len(text)} for doc, text in TASK.corpus.items()}
@@ -195,15 +204,25 @@ def explorer(tiny_folder):
 
 
 @pytest.fixture(scope="module")
-def lab(tiny_folder, tmp_path_factory):
-    """A JupyterLab of its own on a free port, with a notebook that shows the explorer."""
+def evil_folder(tmp_path_factory):
+    """A model whose vocabulary is evil, too."""
+    folder = tmp_path_factory.mktemp("evil")
+    tiny_model().save_pretrained(folder)
+    word_tokenizer([*EVIL_TOKENS, *WORDS[: -len(EVIL)]]).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def lab(tiny_folder, evil_folder, tmp_path_factory):
+    """A JupyterLab of its own on a free port, with a notebook that shows the explorer, and one of evil texts."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "work").mkdir()
     task = {"name": TASK.name, "queries": TASK.queries, "corpus": TASK.corpus, "qrels": TASK.qrels}
     code = CELL.format(folder=tiny_folder, task=task, columns=COLUMNS)
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, folder / "work" / "explorer.ipynb")
+    for name, source in {"explorer": code, "evil": EVIL_CELL.format(folder=evil_folder)}.items():
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, folder / "work" / f"{name}.ipynb")
     quiet = folder / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
     quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
@@ -216,7 +235,7 @@ def lab(tiny_folder, tmp_path_factory):
         "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
         "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
         "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH")])),
     }
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     command += ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder / 'work'}"]
@@ -246,7 +265,12 @@ def lab(tiny_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(browser, lab):
-    browser.get(f"{lab}/lab/tree/explorer.ipynb")
+    return opened(browser, f"{lab}/lab/tree/explorer.ipynb")
+
+
+def opened(browser, url):
+    """A notebook whose cell has been run."""
+    browser.get(url)
     from selenium.webdriver import ActionChains, Keys
 
     page = Page(browser)
@@ -357,6 +381,17 @@ def test_keyboard_in_jupyterlab(page, explorer):
     assert page.browser.execute_script(unlabelled) == []
 
 
+def test_a_query_with_its_own_instruction(page):
+    """Typed before the query, and shown to Python as it was typed; see the tests without a browser for its effect."""
+    page.type("Instruct: why not Query: sea")
+    page.until(lambda: "Asked with its own instruction: “why not”" in page.find(".le-status").text, "the instruction")
+    assert page.python("explorer.query") == "Instruct: why not Query: sea"
+    assert page.python("explorer.thoughts.texts") == ["sea"]
+    assert {n.get_attribute("data-doc") for n in page.all(".le-ranking li.le-relevant")} == {"d3", "d9"}
+    page.python("1", "explorer.query = 'Instruct: a\\nQuery: sea'")
+    page.until(lambda: page.find(".le-query").get_attribute("value") == "Instruct: a Query: sea", "one line")
+
+
 def test_bad_input(page, explorer):
     page.type("sea")
     k = int(page.find(".le-k-shown").text)
@@ -388,6 +423,23 @@ def test_bad_input(page, explorer):
     assert page.browser.execute_script("return window.injected") is None
     assert not page.all(":is(img, script, b)")
     assert "Traceback" not in page.browser.find_element("css selector", "body").text
+    # a question that overtakes another, with a change in sight: what went wrong stays in sight, too
+    page.type("sea")
+    page.until(lambda: page.ranking() == expected(explorer, "sea", 8), "the answer")
+    page.set(".le-value", "snow")
+    page.find(".le-apply").click()
+    page.until(lambda: page.all(".le-ranking-changed li"), "the changed ranking")
+    page.browser.execute_script(
+        """
+        const [field, button] = arguments;
+        for (const text of ["sea", ""]) { field.value = text; button.click(); }
+    """,
+        page.find(".le-query"),
+        page.find(".le-go"),
+    )
+    page.until(lambda: "The query is empty" in page.find(".le-problem").text, "the reason")
+    time.sleep(1)
+    assert "The query is empty" in page.find(".le-problem").text
 
 
 def test_both_themes(page, explorer):
@@ -399,6 +451,7 @@ def test_both_themes(page, explorer):
     page.choose(".le-kind", "noise")
     page.find(".le-apply").click()
     page.until(lambda: page.all(".le-ranking-changed li"), "the changed ranking")
+    page.browser.execute_script("window.jupyterapp.commands.execute('application:toggle-left-area')")
     dark = "document.body.dataset.jpThemeLight === 'false'"
     for theme, ready in [("JupyterLab Dark", dark), ("JupyterLab Light", f"!({dark})")]:
         page.browser.execute_script(
@@ -406,9 +459,19 @@ def test_both_themes(page, explorer):
         )
         page.until(lambda r=ready: page.browser.execute_script(f"return {r}"), theme)
         time.sleep(1)  # the theme's style sheet
-        page.browser.execute_script("arguments[0].scrollIntoView()", page.find(".le-form"))
-        page.shot(theme.lower().replace(" ", "-"))
         assert weakest_contrast(page) >= [4.5], theme
+        for width in (360, 900, 1600):
+            size = {"width": width, "height": 1500, "deviceScaleFactor": 1, "mobile": False}
+            page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            time.sleep(0.5)  # until it has been laid out
+            page.browser.execute_script("arguments[0].scrollIntoView()", page.find(".le-form"))
+            page.shot(f"{theme.lower().replace(' ', '-')}-{width}")
+            wide = "const n = arguments[0]; return n.scrollWidth - n.clientWidth"
+            assert (
+                page.browser.execute_script(wide, page.browser.find_element("css selector", ".laser-explorer")) <= 0
+            ), (theme, width)
+    page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    page.browser.execute_script("window.jupyterapp.commands.execute('application:toggle-left-area')")
     assert not [e for e in page.errors() if "laser" in e["message"] or "anywidget" in e["message"]]
 
 
@@ -601,10 +664,11 @@ def test_back_to_python(fresh, explorer):
     code = page.until(lambda: page.find(".le-code").text, "the code")
     shown = {}
     names = {"Change": Change, "model": None, "corpus": None}
-    stub = type(
-        "ll", (), {"explore": lambda *a: type("E", (), {"show": lambda self, *a, **k: shown.update(k, query=a[0])})()}
-    )
+    shows = type("E", (), {"show": lambda self, *a, **k: shown.update(k, query=a[0])})
+    stub = type("ll", (), {"explore": lambda *a, **k: shown.update(given=k) or shows()})
+    names |= {"second_model": 2, "lens": 3, "metadata": 4}
     exec(code, names | {"ll": stub})
+    assert shown.pop("given") == {"second_model": 2, "lens": 3, "metadata": 4}
     selection = {"documents": [first], "tokens": []}
     assert shown == {"query": "sea", "thinking_steps": 4, "change": change, "selection": selection}
 
@@ -676,16 +740,72 @@ LatentEncoder.think = fails
     nan = """
 def fails(self, *args, **options):
     found = LatentEncoder.kept(self, *args, **options)
-    return found | {"states": found["states"] * float("nan")}
+    found["states"][:, 2:] = float("nan")  # in the middle of a thought
+    return found
 LatentEncoder.think = fails
 """
     page.python("1", nan)
     page.type("snow and rain")
     page.until(lambda: "not finite" in page.find(".le-problem").text, "the reason")
     assert page.ranking() == before
+    assert page.find(".le-problem").text.startswith("The embedding of this query is not finite: ")
+    assert page.find(".le-status").text == ""
+    page.find(".le-compute").click()  # presets and the plain query are known, the changes are not
+    total = len(explorer._op_presets(TASK.queries["q1"]))
+    page.until(lambda: page.find(".le-failures").text.startswith(f"{total} failed: the embedding of"), "the failures")
+    assert "failed" in page.find("[data-key='effect 1 noise']").text and page.ranking() == before
+    page.find(".le-read-layers").click()
+    page.until(lambda: "not finite" in page.find(".le-problem").text and page.find(".le-read-layers"), "no layers")
+    assert page.ranking() == before
     page.python("1", "LatentEncoder.think = LatentEncoder.kept")
     page.type("snow and rain")
     page.until(lambda: page.ranking() == expected(explorer, "snow and rain", 3), "the answer")
+
+
+def evil_explorer(folder):
+    corpus = {f"{i} {text}": text for i, text in enumerate(EVIL)}
+    columns = {doc: {text[:60]: text for text in EVIL} for doc in corpus}
+    queries = {f"q{i}": f"sea {text}"[:300] for i, text in enumerate(EVIL)}
+    task = RetrievalTask(EVIL[0], queries, corpus, {"q0": {next(iter(corpus)): 1}})
+    return Explorer(ll.load(folder, device="cpu"), task, metadata=columns)
+
+
+def attack(page, explorer):
+    """Use everything that shows a text, and see that none is more than a text."""
+    named = {token["name"] for step in explorer.answer(explorer.examples[0])["tokens"] for token in step}
+    assert named & set(EVIL_TOKENS), "evil tokens are shown"
+    for number, query in enumerate(explorer.task.queries.values()):
+        page.all(".le-examples button")[number].click()
+        page.until(lambda q=query: page.ranking() == expected(explorer, q, 3), query[:40])
+        if page.all(".le-presets button"):
+            page.all(".le-presets button")[1].click()
+        else:
+            page.choose(".le-kind", "the token")
+            page.set(".le-value", EVIL_TOKENS[number])
+            page.find(".le-apply").click()
+        page.until(lambda: page.all(".le-ranking-changed li"), "the change")
+        page.find(".le-ranking .le-doc").click()
+        page.choose(".le-map .le-colour", " ".join(EVIL[number][:60].split()) if number < 4 else "nothing")
+        if page.all(".le-read-layers"):
+            page.find(".le-read-layers").click()
+        page.until(lambda: page.all(".le-layers td[data-key]"), "the layers")
+        page.find(".le-layers td[data-key]").click()
+        page.until(lambda: page.all(".le-nearest button"), "the nearest tokens")
+        page.find(".le-nearest button").click()  # follows the token, or no longer
+        page.find(".le-copy").click()
+        compile(page.find(".le-code").text, "view", "exec")
+        rows = list(csv.DictReader(io.StringIO(page.taken(".le-csv"))))
+        assert {row["doc_id"] for row in rows} <= set(explorer.corpus.ids)
+        xml.etree.ElementTree.fromstring(page.taken(".le-bump .le-svg"))
+        assert page.browser.execute_script("return window.injected") is None and not page.all(":is(img, script)")
+        node = page.browser.find_element("css selector", ".laser-explorer")
+        assert page.browser.execute_script("const n = arguments[0]; return n.scrollWidth - n.clientWidth", node) <= 0
+
+
+def test_evil_texts_run_nothing_in_the_cell(browser, lab, evil_folder):
+    page = opened(browser, f"{lab}/lab/tree/evil.ipynb")
+    attack(page, evil_explorer(evil_folder))
+    assert not [e for e in page.errors() if "laser" in e["message"] or "anywidget" in e["message"]]
 
 
 # -- the static file -----------------------------------------------------------------------------------------------
@@ -710,9 +830,7 @@ def test_the_file_works_without_a_network(browser, explorer, tmp_path, theme):
         for k in (4, 5, 6):
             page.keys("\ue014")
             assert page.ranking() == expected(explorer, "rain and snow", k)
-        presets = page.all(".le-presets button")
-        names = [button.text for button in presets]
-        presets[names.index("soft token 1 → noise, seed 0")].click()
+        page.find(".le-presets [aria-label='soft token 1 → noise, seed 0']").click()
         change = Change(1, "noise", "0")
         page.until(
             lambda: page.ranking("ranking-changed") == expected(explorer, "rain and snow", 6, change), "the change"
@@ -727,10 +845,66 @@ def test_the_file_works_without_a_network(browser, explorer, tmp_path, theme):
         page.type("sea")
         page.until(lambda: page.ranking() == expected(explorer, "sea", 6), "a typed example")
         assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+        assert nameless(browser) == []
         assert not page.errors()
     finally:
         browser.execute_cdp_cmd("Network.emulateNetworkConditions", offline | {"offline": False})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_end_of_a_thought_is_marked_everywhere(browser, tmp_path):
+    """On HopWorld, trained with `lexical` at K = 5: three hops, then the end."""
+    cell = Cell("lexical", 0, 5)
+    run([cell], show_progress_bar=False)
+    world = HopWorld(HopWorldConfig()).task("test")
+    explorer = Explorer(cell.load(), world)
+    query = explorer.examples[0]
+    browser.get(explorer.to_html(tmp_path / "page.html", explorer.examples[:2]).as_uri())
+    page = Page(browser)
+    page.until(lambda: page.ranking() == expected(explorer, query, 5), "the first example at the model's own K")
+    answer = explorer.answer(query)
+    taken, told = answer["taken"], f"The thought ended at step {answer['taken']}."
+    assert 3 <= taken < 5 and answer["tokens"][taken - 1][0]["name"] == "</s>"
+    for name in ("weight", "end_probability", "entropy"):
+        assert page.values(name) == answer["statistics"][name]
+        assert page.find(f"[data-statistic='{name}'] strong").text == ("0" if name == "weight" else "ended")
+    weights = ll.think(explorer.model, [query], 8, prompt_name="query").weights[0]
+    assert page.values("weight") == pytest.approx(weights.tolist(), abs=1e-5)
+    assert answer["statistics"]["end_probability"][taken - 1] > 0.9 > answer["statistics"]["end_probability"][0]
+
+    page.find(".le-read-layers").click()
+    page.find(".le-compute").click()
+    page.until(lambda: page.all(".le-layers td") and len(page.all(".le-effects tbody tr")) == 4, "layers and effects")
+    assert page.find(".le-status").text == told
+    assert [row.text for row in page.all(".le-tokens .le-over")] == [
+        f"{taken + 1} the thought has ended", *(f"{k} –" for k in range(taken + 2, 9))
+    ]  # fmt: skip
+    for card, charts in {"bump": 1, "pins": 2, "statistics": len(answer["statistics"])}.items():
+        assert len(page.all(f".le-card.le-{card} svg .le-end")) == charts, card
+        labels = [svg.get_attribute("aria-label") for svg in page.all(f".le-card.le-{card} svg")]
+        assert len(labels) == charts and all(told in label for label in labels), card
+    assert len(page.all(".le-map .le-ended")) == 1 and "Framed: where the thought ended" in page.find(".le-map").text
+    heads = [head.text for head in page.all(".le-layers thead th")]
+    assert heads[taken + 1] == f"{taken + 1} ended" and page.all(".le-layers .le-after")
+    assert len(page.all(".le-layers tbody td.le-none")) == (8 - taken) * len(page.all(".le-layers tbody tr"))
+    effects = page.find(".le-effects.le-card")
+    assert told in effects.text and [row.text.split("\n")[0] for row in page.all(".le-effects .le-over")][0].startswith(
+        f"{taken} ended"
+    )
+    assert {td.text for td in page.all(".le-effects .le-over td")} == {"="}, "nobody reads these"
+    page.focus(".le-k")
+    for k, key in [(5, "\ue014"), (taken, "\ue010")]:  # to the right; to the end and back
+        page.keys(key, *["\ue012"] * (8 - taken if k == taken else 1))
+        assert page.find(".le-k-shown").text == str(k) and page.ranking() == expected(explorer, query, k)
+        assert (told in page.find(".le-ranking").text) == (k > taken), "said under the ranking, beyond the end"
+
+    page.find(".le-presets [aria-label='soft token 1 → noise, seed 0']").click()  # it ends where it ends
+    page.until(lambda: page.all(".le-ranking-changed li"), "the change")
+    second = explorer.answer(query, Change(1, "noise", "0"))["taken"]
+    assert len(page.all(".le-statistics .le-end.le-second")) == (len(answer["statistics"]) if second < 8 else 0)
+    assert page.find(".le-status").text == (f"The thought ended at step {second}." if second < 8 else "")
+    assert not page.errors()
+    page.whole("halting")
 
 
 def test_the_committed_file_opens(browser):
@@ -750,31 +924,22 @@ def test_the_committed_file_opens(browser):
             page.shot(f"{path.stem}-{theme}")
 
 
-def evil_explorer(folder):
-    corpus = {f"{i} {text}": text for i, text in enumerate(EVIL)}
-    columns = {doc: {text[:60]: text for text in EVIL} for doc in corpus}
-    queries = {f"q{i}": f"sea {text}"[:300] for i, text in enumerate(EVIL)}
-    task = RetrievalTask(EVIL[0], queries, corpus, {"q0": {next(iter(corpus)): 1}})
-    return Explorer(ll.load(folder, device="cpu"), task, metadata=columns)
-
-
-def test_evil_texts_run_nothing(browser, tiny_folder, tmp_path):
-    explorer = evil_explorer(tiny_folder)
+def test_evil_texts_run_nothing_in_the_file(browser, evil_folder, tmp_path):
+    explorer = evil_explorer(evil_folder)
     browser.get(explorer.to_html(tmp_path / "evil.html").as_uri())
     page = Page(browser)
-    for number, query in enumerate(explorer.task.queries.values()):
-        page.all(".le-examples button")[number].click()
-        page.until(lambda q=query: page.ranking() == expected(explorer, q, 3), query[:40])
-        page.all(".le-presets button")[1].click()
-        page.until(lambda: page.all(".le-ranking-changed li"), "the change")
-        page.find(".le-ranking .le-doc").click()
-        page.choose(".le-map .le-colour", " ".join(EVIL[number % len(EVIL)][:60].split()) if number < 4 else "nothing")
-        page.find(".le-copy").click()
-        compile(page.find(".le-code").text, "view", "exec")
-        page.taken(".le-csv")
-        assert browser.execute_script("return window.injected") is None and not page.all(":is(img, script)")
-        assert overflow(browser) == []
-    assert not page.errors()
+    page.until(page.ranking, "the first example")
+    attack(page, explorer)
+    assert overflow(browser) == [] and not page.errors()
+
+
+def nameless(browser):
+    """The controls and pictures that a screen reader could not name."""
+    nodes = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    roles = {"button", "textbox", "searchbox", "combobox", "slider", "grid", "img", "image", "application", "group"}
+    shown = [n for n in nodes if not n["ignored"] and n["role"]["value"] in roles]
+    assert len(shown) > 30
+    return [n for n in shown if not n.get("name", {}).get("value") and n["role"]["value"] != "group"]
 
 
 def overflow(browser):
@@ -788,7 +953,7 @@ def overflow(browser):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 800, 1600])
+@pytest.mark.parametrize("width", [360, 900, 1600])
 def test_every_width_in_both_themes(browser, explorer, tmp_path, width, theme):
     features = [{"name": "prefers-color-scheme", "value": theme}]
     size = {"width": width, "height": 1200, "deviceScaleFactor": 1, "mobile": False}
@@ -816,9 +981,16 @@ def test_every_width_in_both_themes(browser, explorer, tmp_path, width, theme):
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+def spent(browser):
+    """Seconds of the processor that the page's own thread has spent: scripts, layout, painting."""
+    metrics = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+    return next(metric["value"] for metric in metrics if metric["name"] == "TaskDuration")
+
+
 @pytest.mark.parametrize("count", [10_000, 100_000])
 def test_large_corpora(browser, tiny_folder, tmp_path, count):
-    """Every interaction of the page, drawn, in less than 100 ms with 10,000 documents."""
+    """Every interaction of the page, drawn, in less than 100 ms with 10,000 documents: of the processor, and on the
+    clock where no other work on the machine stretches it."""
     words = (
         "why is the sky blue green sea because light scatters water and or not a very long question rain snow".split()
     )
@@ -844,12 +1016,19 @@ def test_large_corpora(browser, tiny_folder, tmp_path, count):
         (".le-map [aria-label=Nearer]", "node.click()"),
         (".le-heat td", "node.click()"),
     ]
-    times = {}
+    limit = 100 if count == 10_000 else 1000
+    browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+    clock, processor = {}, {}
     for selector, change in steps:
-        took = [page.browser.execute_async_script(script, page.find(selector), change) for _ in range(3)]
-        times[selector] = round(min(took), 1)
-    (SHOTS / f"times-{count}.json").write_text(json.dumps(times))
+        before, took = spent(browser), []
+        for _ in range(5):
+            took.append(page.browser.execute_async_script(script, page.find(selector), change))
+        clock[selector] = round(min(took), 1)
+        processor[selector] = round(1000 * (spent(browser) - before) / len(took), 1)
+    browser.execute_cdp_cmd("Performance.disable", {})
+    (SHOTS / f"times-{count}.json").write_text(json.dumps({"clock": clock, "processor": processor}))
     hits = sum("sea" in text and "snow" in text for text in corpus.values())
     assert page.find(".le-count").text == f"{hits:,} of {count:,} documents found"
     page.shot(f"corpus-{count}")
-    assert max(times.values()) < (100 if count == 10_000 else 1000), times
+    assert max(processor.values()) < limit, processor
+    assert os.getloadavg()[0] > 1.5 or max(clock.values()) < limit, clock

@@ -17,7 +17,7 @@ from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.explorer import Change, Explorer
 from laser_lab.explorer.answers import LAYER_TOKENS, NEIGHBOURS
 from laser_lab.explorer.changes import KINDS, STEPS
-from laser_lab.probing.causal import blend, steer
+from laser_lab.probing.causal import blend, replace, soft_tokens, steer
 from laser_lab.probing.lens import fit_lens
 from laser_lab.probing.tracing import think_layers
 from laser_lab.probing.vocabulary import logit_lens, token_embeddings
@@ -177,7 +177,7 @@ def test_the_end_of_a_thought_is_told(halting):
         answer = halting.answer(query)
         thoughts = ll.think(model, [query], STEPS, prompt_name="query")
         taken = int(thoughts.steps_taken[0])
-        assert answer["taken"] == taken and halting.settings["halting"]
+        assert answer["taken"] == taken
         assert [len(step) > 0 for step in answer["tokens"]] == [k < taken for k in range(STEPS)]
         assert answer["statistics"]["weight"][:taken] == pytest.approx(thoughts.weights[0, :taken].tolist(), abs=1e-4)
         p = model[0].backbone.logits(thoughts.states[0]).softmax(-1)[:, model[0].end_token]
@@ -191,6 +191,70 @@ def test_the_end_of_a_thought_is_told(halting):
             late = halting.answer(query, Change(min(taken, STEPS - 1), "noise", "1"))
             plain = {d["id"]: d["ranks"] for d in answer["documents"]}
             assert {d["id"]: d["ranks"] for d in late["documents"]} == plain
+
+
+def test_documents_with_a_k_of_their_own_are_an_index_that_stays():
+    model = retriever(document_steps=2)
+    explorer = Explorer(model, TASK)
+    vectors = model.encode_document(list(CORPUS.values()))
+    assert np.allclose(vectors, model.encode_document(list(CORPUS.values()), thinking_steps=2), atol=1e-6)
+    answer = explorer.answer(QUERY)
+    for k in (1, 5):
+        scores = dict(zip(CORPUS, vectors @ model.encode_query(QUERY, thinking_steps=k)))
+        for d in answer["documents"]:
+            assert d["scores"][k - 1] == pytest.approx(scores[d["id"]], abs=1e-4)
+    assert (explorer.sides[0].places == explorer.sides[0].places[:1]).all()
+
+
+# -- instructions ------------------------------------------------------------------------------------------------
+
+
+def test_a_query_is_asked_with_its_own_instruction(tmp_path):
+    """A task's prompts, and one that is written before the query, reach every answer as they reach encode."""
+    model = retriever()
+    model.prompts["query"] = "not "
+    own = {"q1": "very long", "q2": "Query: so "}
+    task = RetrievalTask("own", QUERIES, CORPUS, {"q1": {"d5": 1}, "q2": {"d3": 1}}, prompts=own)
+    explorer = Explorer(model, task)
+    side = explorer.sides[0]
+    documents = model.encode_document(list(CORPUS.values()))
+    typed = "Instruct: snow \n Query: blue sea"
+    asked = {QUERIES[q]: (QUERIES[q], prompt) for q, prompt in own.items()}
+    asked |= {
+        QUERIES["q3"]: (QUERIES["q3"], ""),
+        typed: ("blue sea", "snow"),
+        "Instruct: snow Query:sea": ("sea", "snow"),
+    }
+    for query, (text, prompt) in asked.items():
+        answer = explorer.answer(query)
+        thoughts = ll.think(model, [text], STEPS, prompt_name="query", prompts=[prompt])
+        assert torch.equal(side.thoughts(query).states, thoughts.states) and side.thoughts(query).texts == [text]
+        scores = dict(zip(CORPUS, documents @ model.encode_query([text], prompts=[prompt])[0]))
+        assert {d["id"]: d["scores"][2] for d in answer["documents"]} == pytest.approx(
+            {d["id"]: scores[d["id"]] for d in answer["documents"]}, abs=1e-4
+        )
+        names = [layer[0]["tokens"][0]["name"] for layer in side.layers(query)["cells"]]
+        assert names[-1] == answer["tokens"][0][0]["name"]
+        note = f"Asked with its own instruction: “{prompt}”."
+        assert (note in answer["notes"]) == bool(prompt)
+        same = side.thoughts("rain", Change(1, "query", query)).states
+        soft = soft_tokens(model, [text], STEPS, prompt_name="query", prompts=[prompt])[0, 0]
+        expected = ll.think(model, ["rain"], STEPS, prompt_name="query", edit=replace(1, soft)).states
+        torch.testing.assert_close(same, expected, atol=1e-5, rtol=1e-4)
+    assert [d["id"] for d in explorer.answer("Instruct: snow Query: sea")["documents"] if d["relevant"]] == ["d3"]
+    said = soft_tokens(model, [t for t, _ in asked.values()][:3], STEPS, prompt_name="query",
+                       prompts=[*own.values(), ""]).mean(0)  # fmt: skip
+    torch.testing.assert_close(side.mean, said)
+    beside = explorer.answer("sea", beside={"query": "Instruct: snow Query: sea"})
+    assert (
+        beside["tokens"] == explorer.answer("Instruct: snow Query: sea")["tokens"] != explorer.answer("sea")["tokens"]
+    )
+    with pytest.raises(ValueError, match="The query is empty"):
+        explorer.answer("Instruct: snow Query: ")
+    with pytest.raises(ValueError, match="at most 57"):
+        explorer.answer(f"Instruct: {'snow ' * 60} Query: sea")
+    held = explorer.to_html(tmp_path / "page.html", [typed]).read_text(encoding="utf-8")
+    assert "Asked with its own instruction" in held
 
 
 # -- two columns ---------------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Numbers: what is finite, and why something is not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

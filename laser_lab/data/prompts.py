@@ -1,7 +1,6 @@
 """Prompts: how an instruction and a query become one text. Knows no tokenizer and no model."""
 
-from __future__ import annotations
-
+import re
 from collections.abc import Sequence
 
 from laser_lab.base.inputs import Input, check_texts, unwritable
@@ -27,6 +26,13 @@ def query_prompt(task: str = WEB_SEARCH) -> str:
 def join_query(prompt: str, query: str) -> str:
     """A query behind its instruction, which is a task sentence or a whole prefix (:func:`query_prompt`)."""
     return query_prompt(prompt) + query
+
+
+def split_query(text: str) -> tuple[str, str]:
+    """A query and its own task, where it is written behind it (``Instruct: {task} Query: {query}``); else `text` and
+    an empty task."""
+    found = re.fullmatch(r"\s*Instruct:\s*(.*?)\s*Query:\s*(.*)", text, re.DOTALL)
+    return (found[2], found[1]) if found else (text, "")
 
 
 def prefixed(prompt: str | None, texts: Sequence[str]) -> list[str]:

@@ -9,12 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from sentence_transformers import SentenceTransformer
+from sklearn.decomposition import PCA
 from torch import Tensor
 
+from laser_lab.base.numbers import named_rows
+from laser_lab.data.prompts import join_queries
 from laser_lab.encoder import think
 from laser_lab.explorer.changes import STEPS, Change
 from laser_lab.explorer.corpus import Corpus
@@ -32,10 +37,6 @@ from laser_lab.probing.vocabulary import (
     token_names,
 )
 from laser_lab.thinking import Thoughts
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from sentence_transformers import SentenceTransformer
 
 TOKENS = 6
 """Tokens shown per step."""
@@ -74,41 +75,42 @@ class Answers:
         # With pooling "generated", soft token k+1 is read from pooled state k. In one pass nothing is read from a
         # state: token k is the learned one that state k stands at.
         self._offset = 0 if model[0].max_steps is not None else skipped_states(model)
-        self._prompt = model._resolve_prompt(None, "query")
+        self._prompt = model._resolve_prompt(None, "query") or ""
         for query in references:
             self.check_query(query)
         self._documents = self._encode(batch_size, show_progress_bar)
         self.places, self.bounds, self.variance = self._plane()
         self.mean: Tensor | None = None
         if len(references) > 1:
-            said = soft_tokens(model, references, self.steps, prompt_name="query", batch_size=batch_size)
-            self.mean = said.mean(0)
+            self.mean = self._soft_tokens(*references, batch_size=batch_size).mean(0)
         self._rollout = lru_cache(maxsize=256)(self._think)
         self._said = lru_cache(maxsize=256)(self._soft_tokens)
 
     # -- the corpus ------------------------------------------------------------------------------------------------
 
     def _encode(self, batch_size: int, show_progress_bar: bool) -> np.ndarray:
-        """(K, N, D) float32: the documents' embeddings after each step."""
+        """(K, N, D) float32: the documents' embeddings after each step; where the model has a K of its own for them,
+        they are an index that stays."""
         texts, size = self.corpus.texts, self.model.get_embedding_dimension()
-        found = np.empty((self.steps, len(texts), size), dtype=np.float32)
+        own = self.model[0].document_steps
+        read = range(1, self.steps + 1) if own is None else [own]
+        found = np.empty((len(read), len(texts), size), dtype=np.float32)
         options: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar)
         for start in range(0, len(texts), 8192):  # the states of a slice at a time
             rows = slice(start, start + 8192)
-            thoughts = think(self.model, texts[rows], self.steps, prompt_name="document", **options)
-            for k in range(1, self.steps + 1):
-                found[k - 1, rows] = thoughts.embeddings_at(k).numpy()
-        _check_finite(found, "the documents")
-        return found
+            with named_rows(start.__add__, lambda row: f"document {self.corpus.ids[row]:.80}"):
+                thoughts = think(self.model, texts[rows], read[-1], prompt_name="document", **options)
+            for number, k in enumerate(read):
+                found[number, rows] = thoughts.embeddings_at(k).numpy()
+        return np.broadcast_to(found, (self.steps, len(texts), size))
 
     def _plane(self) -> tuple[np.ndarray, list[float], float]:
         """(K, N, 2) places of the documents in the plane of their first two principal components, where it begins and
         how far it reaches (x, y, width, height), and its share of their variance."""
-        from sklearn.decomposition import PCA
-
-        steps, count, size = self._documents.shape
+        steps, count, _ = self._documents.shape
         every = -(-steps * count // FITTED)
-        self._pca = PCA(n_components=2, random_state=0).fit(self._documents.reshape(-1, size)[::every])
+        row = np.arange(0, steps * count, every)
+        self._pca = PCA(n_components=2, random_state=0).fit(self._documents[row // count, row % count])
         places = np.stack([self._pca.transform(vectors) for vectors in self._documents])
         low, high = places.min((0, 1)), places.max((0, 1))
         margin = 0.1 * (high - low) + 1e-6  # the way of a query may leave the documents
@@ -202,8 +204,6 @@ class Answers:
     def ranking(self, query: str, change: Change | None = None, steps: Sequence[int] | None = None) -> pd.DataFrame:
         """The whole ranking for some K (default: every one): ``query, change, thinking_steps, rank, doc_id, document,
         score, relevant``, best first. Raises as :meth:`answer`."""
-        import pandas as pd
-
         steps = range(1, self.steps + 1) if steps is None else steps
         vectors = self._vectors(query, change)
         relevant = np.isin(np.arange(len(self.corpus)), self.corpus.relevant(query))
@@ -232,7 +232,7 @@ class Answers:
             raise ValueError("There is no such lens: pass explore(..., lens=ll.fit_lens(model, texts)).")
         taken = int(self.thoughts(query, change).steps_taken[0])
         edit = self._edit(change)
-        traced = think_layers(self.model, [query], self.steps, prompt_name="query", edit=edit)
+        traced = think_layers(self.model, **self._asked(query), edit=edit)
         backbone = self.model[0].backbone
         top = min(LAYER_TOKENS, len(backbone.embedding_table))
         frame = logit_lens(self.model, traced, top, self.lens if lens == "tuned" else None)
@@ -299,9 +299,8 @@ class Answers:
         return self._rollout(query, change)
 
     def _think(self, query: str, change: Change | None) -> Thoughts:
-        thoughts = think(self.model, [query], self.steps, prompt_name="query", edit=self._edit(change))
-        _check_finite(thoughts.states.numpy(), "this query")
-        return thoughts
+        with named_rows(int, lambda row: "this query"):
+            return think(self.model, **self._asked(query), edit=self._edit(change))
 
     def _edit(self, change: Change | None) -> Any:
         if change is None:
@@ -317,13 +316,18 @@ class Answers:
             return token_embeddings(self.model, [change.value])[0]
         if change.kind == "query":
             self.check_query(change.value)
-            return self._said(change.value)[place - 1]
+            return self._said(change.value)[0, place - 1]
         if self.mean is None:
             raise ValueError("The mean thought needs at least two example queries: explore(..., examples=[...]).")
         return self.mean[place - 1]
 
-    def _soft_tokens(self, query: str) -> Tensor:
-        return soft_tokens(self.model, [query], self.steps, prompt_name="query")[0]
+    def _soft_tokens(self, *queries: str, batch_size: int = 32) -> Tensor:
+        return soft_tokens(self.model, **self._asked(*queries), batch_size=batch_size)
+
+    def _asked(self, *queries: str) -> dict[str, Any]:
+        """How to think about queries, each with its own instruction."""
+        texts, prompts = zip(*map(self.corpus.asked, queries))
+        return dict(texts=texts, prompts=prompts, thinking_steps=self.steps, prompt_name="query")
 
     def _vectors(self, query: str, change: Change | None = None) -> np.ndarray:
         """(K, D): the query's embedding after each step; NaN where a change leaves nothing to pool."""
@@ -367,27 +371,30 @@ class Answers:
         """Raises TypeError or ValueError, with a sentence for the reader, if `query` cannot be asked."""
         if not isinstance(query, str):
             raise TypeError(f"a query must be a string, not {type(query).__name__}")
-        if not query.strip():
+        text, prompt = self.corpus.asked(query)
+        if not text.strip():
             raise ValueError("The query is empty: type one, or choose an example.")
         if len(query) > MAX_CHARACTERS:
             raise ValueError(f"The query has {len(query):,} characters; at most {MAX_CHARACTERS:,} can be asked here.")
         encoder = self.model[0]
-        tokens, limit = len(encoder.token_ids(encoder.wrapped([self._prompt + query]))[0]), encoder.max_length
+        [whole], prefix = join_queries([text], [prompt], self._prompt)
+        tokens, limit = len(encoder.token_ids(encoder.wrapped([prefix + whole]))[0]), encoder.max_length
         if encoder.backbone.max_positions is not None:
             limit = min(limit, encoder.backbone.max_positions - self.steps - self._offset + 1)
         if tokens > limit:
             raise ValueError(f"The query has {tokens} tokens, its prompt included; this model reads at most {limit}.")
 
     def _notes(self, query: str) -> list[str]:
-        """Words that a tokenizer of whole words does not know; subword tokenizers know all."""
+        """The query's own instruction, and words that a tokenizer of whole words does not know."""
+        text, prompt = self.corpus.asked(query)
+        notes = [f"Asked with its own instruction: “{prompt:.200}”."] if prompt else []
         tokenizer = self.model[0].tokenizer
         unknown = tokenizer.unk_token_id
-        if unknown is None or unknown not in tokenizer(query)["input_ids"]:
-            return []
-        words = [
-            w for w in dict.fromkeys(query.split()) if unknown in tokenizer(w, add_special_tokens=False)["input_ids"]
-        ]
-        return [f"Not in this model's vocabulary: {', '.join(f'“{w:.40}”' for w in words[:8])}."]
+        if unknown is None or unknown not in tokenizer(text)["input_ids"]:  # subword tokenizers know all
+            return notes
+        words = dict.fromkeys(text.split())
+        said = [f"“{w:.40}”" for w in words if unknown in tokenizer(w, add_special_tokens=False)["input_ids"]]
+        return [*notes, f"Not in this model's vocabulary: {', '.join(said[:8])}."]
 
 
 def longest(model: SentenceTransformer) -> int:
@@ -399,8 +406,3 @@ def _known(values: np.ndarray, known: np.ndarray, digits: int = 0) -> list[Any]:
     """Rounded values as JSON has them; None where they are not known."""
     values = np.asarray(values, dtype=float if np.asarray(values).dtype.kind == "f" else None)
     return [value if ok else None for value, ok in zip(np.round(values, digits).tolist(), known)]
-
-
-def _check_finite(values: np.ndarray, what: str) -> None:
-    if not np.isfinite(values).all():
-        raise ValueError(f"The model thought in numbers that are not finite (NaN) about {what}: it cannot be shown.")

@@ -19,7 +19,10 @@ function cards(view, only) {
       heatMap(view, answer, before ? "changed" : "as thought"),
       !before && quiet(hint),
     ]),
-    ...both("ranking", `Ranking at K = ${k}`, (answer, before) => list(view, answer, before)),
+    ...both("ranking", `Ranking at K = ${k}`, (answer, before) => [
+      list(view, answer, before),
+      k > answer.taken && quiet(ending(answer, view.settings.steps)),
+    ]),
     ...both("bump", "Ranking for every K", (answer) => [bump(view, answer), legend(answer)]),
     ...single("map", "The way among the documents", () => map.node),
     "map-changed": () => second?.beside?.model && card(view, "map-changed", "The way among the documents: the second model", secondMap.node),

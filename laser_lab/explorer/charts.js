@@ -25,9 +25,9 @@ const figure = (value) =>
 /**
  * Lines over K.
  * @param series [{label, values, marks}]: a value per step, null where there is none
- * @param options {title, k, ended, log: ranks, best above}
+ * @param options {title, k, ends: steps after which the thoughts ended, log: ranks, best above}
  */
-function lineChart(series, { title, k, ended, log = false }) {
+function lineChart(series, { title, k, ends, log = false }) {
   const { width, height, left, right, up, down } = CHART;
   const steps = series[0].values.length;
   const scaled = (value) => (log ? -Math.log10(value) : value);
@@ -37,14 +37,14 @@ function lineChart(series, { title, k, ended, log = false }) {
   const x = (i) => left + (i / Math.max(1, steps - 1)) * (width - left - right);
   const y = (value) => height - down - ((scaled(value) - (high === low ? low - 0.5 : low)) / span) * (height - up - down);
   const told = series.map((line) => `${line.label}: ${line.values.map(figure).join(", ")}`).join("; ");
-  const ends = all.length ? [Math.max(...all), Math.min(...all)] : [];
-  const [above, below] = log ? [ends[1], ends[0]] : ends;
+  const bounds = all.length ? [Math.max(...all), Math.min(...all)] : [];
+  const [above, below] = log ? bounds.toReversed() : bounds;
   const axis = (value, at) => s("text", { class: "le-axis", x: left - 6, y: at, "text-anchor": "end" }, figure(value));
   return s(
     "svg",
-    { viewBox: `0 0 ${width} ${height}`, class: "le-chart le-small", role: "img", "aria-label": `${title}. ${told}` },
+    { viewBox: `0 0 ${width} ${height}`, class: "le-chart le-small", role: "img", "aria-label": `${title}. ${told}. ${ending({ taken: ends[0] }, steps)}` },
     s("rect", { class: "le-now", x: x(k - 1) - 9, y: 2, width: 18, height: height - 4, rx: 4 }),
-    ended < steps && endMark(x(ended - 0.5), 2, height - down),
+    ends.map((end, i) => end < steps && endMark(x(end - 0.5), 2, height - down, i > 0 && "le-second")).reverse(),
     all.length > 0 && [axis(above, up + 4), above !== below && axis(below, height - down + 4)],
     range(1, steps).map((step) =>
       s("text", { class: "le-axis", x: x(step - 1), y: height - 5, "text-anchor": "middle" }, step),
@@ -66,18 +66,22 @@ function curve(line, x, y) {
 }
 
 /** Where a thought ended: a dotted line in a chart. */
-function endMark(at, top, bottom) {
+function endMark(at, top, bottom, second) {
   return s(
     "g",
-    { class: "le-end" },
+    { class: classes("le-end", second) },
     s("line", { x1: at, y1: top, x2: at, y2: bottom }),
     s("title", {}, "The thought ended here"),
   );
 }
 
+/** The steps after which the thoughts of both columns ended. */
+const endsOf = ({ base, second }) => [base, second].filter(Boolean).map((answer) => answer.taken);
+
 /** A small chart for every statistic, the second column's line dashed. */
 function statistics(view) {
   const { base, second, k } = view.state;
+  const ends = endsOf(view.state);
   const names = Object.keys(STATISTICS).filter((name) => base.statistics[name]);
   return h(
     "div",
@@ -86,11 +90,11 @@ function statistics(view) {
       const series = [{ label: "as thought", values: base.statistics[name] }];
       if (second?.statistics[name])
         series.push({ label: second.label, values: second.statistics[name], marks: "le-second" });
-      const svg = lineChart(series, { title: STATISTICS[name], k, ended: base.taken });
+      const svg = lineChart(series, { title: STATISTICS[name], k, ends });
       return h(
         "figure",
         { "data-statistic": name, "data-values": JSON.stringify(base.statistics[name]) },
-        h("figcaption", {}, STATISTICS[name], ": ", h("strong", {}, figure(base.statistics[name][k - 1]))),
+        h("figcaption", {}, STATISTICS[name], ": ", h("strong", {}, k > base.taken && base.statistics[name][k - 1] === null ? "ended" : figure(base.statistics[name][k - 1]))),
         svg,
       );
     }),
@@ -124,7 +128,7 @@ function pinnedTokens(view) {
         "figure",
         { "data-statistic": `token ${field}`, "data-values": JSON.stringify(series.map((line) => line.values)) },
         h("figcaption", {}, title),
-        lineChart(series, { title, k, ended: base.taken, log }),
+        lineChart(series, { title, k, ends: endsOf(view.state), log }),
       )
     );
   };

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from laser_lab.base.inputs import check_texts
+from laser_lab.data.prompts import split_query
 from laser_lab.data.readers import RetrievalTask
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 CATEGORIES = 9
 """Categories of a column that get a colour of their own; the others share one."""
@@ -34,6 +33,7 @@ class Corpus:
         self.ids = list(self.task.corpus)
         self.texts = list(self.task.corpus.values())
         self.rows = {doc: row for row, doc in enumerate(self.ids)}
+        self._prompts = {self.task.queries[query]: prompt for query, prompt in self.task.prompts.items()}
         self._relevant: dict[str, set[str]] = {}
         for query_id, text in self.task.queries.items():
             grades = self.task.qrels.get(query_id, {})
@@ -43,9 +43,14 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def asked(self, query: str) -> tuple[str, str]:
+        """A query's text and its own instruction: the one written before it, else the task's; empty: the model's."""
+        text, prompt = split_query(query)
+        return text, prompt or self._prompts.get(text, "")
+
     def relevant(self, query: str) -> list[int]:
         """The rows of the documents that are known to be relevant."""
-        return sorted(self.rows[doc] for doc in self._relevant.get(query, ()))
+        return sorted(self.rows[doc] for doc in self._relevant.get(split_query(query)[0], ()))
 
     def shown(self, row: int, limit: int = 160) -> str:
         """A document's text as it is shown: one line, at most `limit` characters."""
@@ -54,14 +59,12 @@ class Corpus:
 
 
 def _as_task(corpus: RetrievalTask | Mapping[str, str] | Sequence[str]) -> RetrievalTask:
-    if isinstance(corpus, RetrievalTask):
-        task = corpus
-    elif isinstance(corpus, Mapping):
-        task = RetrievalTask("", {}, {str(doc): text for doc, text in corpus.items()}, {})
-    elif isinstance(corpus, str):
+    if isinstance(corpus, str):
         raise TypeError("corpus must be a task, {id: text} or a list of texts, not one text")
-    else:
-        task = RetrievalTask("", {}, {str(number): text for number, text in enumerate(corpus, 1)}, {})
+    task = corpus
+    if not isinstance(corpus, RetrievalTask):
+        documents = corpus.items() if isinstance(corpus, Mapping) else enumerate(corpus, 1)
+        task = RetrievalTask("", {}, {str(doc): text for doc, text in documents}, {})
     check_texts(task.corpus.values())
     if not task.corpus:
         raise ValueError("the corpus is empty: there is nothing to rank")
@@ -71,8 +74,6 @@ def _as_task(corpus: RetrievalTask | Mapping[str, str] | Sequence[str]) -> Retri
 def _columns(metadata: pd.DataFrame | Mapping[str, Mapping[str, Any]], ids: list[str]) -> list[dict[str, Any]]:
     """What the map can be coloured by: per column its ``name``, ``kind`` and ``values`` in the order of the documents.
     ``"number"``: floats, with ``low`` and ``high``; ``"category"``: positions in ``names``. None where unknown."""
-    import pandas as pd
-
     frame = metadata if isinstance(metadata, pd.DataFrame) else pd.DataFrame.from_dict(metadata, orient="index")
     frame = frame.set_axis(frame.index.astype(str)).reindex(ids)
     if frame.empty or frame.isna().all(axis=None):

@@ -10,10 +10,11 @@ function effectCard(view) {
       h("button", { type: "button", class: "le-compute", onclick: () => view.computeEffects() }, "Compute the effects"),
       h("span", { class: "le-quiet" }, " of every kind of change at every step, with the strength chosen above."),
     );
-  const done = effects.found.length + effects.failed;
+  const { found } = effects;
+  const failed = found.filter(({ problem }) => problem);
   const rows = [...new Set(effects.changes.map((change) => change.step))];
   const columns = Object.keys(kinds).filter((kind) => effects.changes.some((change) => change.kind === kind));
-  const find = (step, kind) => effects.found.find(({ change }) => change.step === step && change.kind === kind);
+  const find = (step, kind) => found.find(({ change }) => change.step === step && change.kind === kind);
   const table = h(
     "table",
     { class: "le-heat le-effects", role: "grid" },
@@ -34,27 +35,32 @@ function effectCard(view) {
       rows.map((step) =>
         h(
           "tr",
-          { class: step >= k ? "le-later" : "" },
-          h("th", { scope: "row" }, step),
+          { class: classes(step >= k && "le-later", step >= base.taken && "le-over") },
+          h("th", { scope: "row" }, step, step === base.taken && h("span", { class: "le-ending" }, " ended")),
           columns.map((kind, i) => effectCell(view, find(step, kind), step, kind, step === rows[0] && i === 0)),
         ),
       ),
     ),
   );
   table.addEventListener("keydown", moveInGrid);
-  const bar = { max: effects.changes.length, value: done, "aria-label": "Effects computed" };
+  const bar = { max: effects.changes.length, value: found.length, "aria-label": "Effects computed" };
   const target = base.judged ? "the relevant document" : "the document that was first";
   return [
-    done < effects.changes.length && h("p", {}, h("progress", bar), ` ${done} of ${effects.changes.length}`),
-    h("p", { class: "le-quiet" }, `Change in the rank of ${target} at K = ${k}: ▲ better, ▼ worse. Choose a cell to apply it.`),
+    found.length < effects.changes.length && h("p", {}, h("progress", bar), ` ${found.length} of ${effects.changes.length}`),
+    failed.length > 0 && h("p", { class: "le-failures" }, `${failed.length} failed: ${failed[0].problem}`),
+    h("p", { class: "le-quiet" }, `Change in the rank of ${target} at K = ${k}: ▲ better, ▼ worse. Choose a cell to apply it. ${unread(base, view.settings.steps)}`),
     table,
   ];
 }
+
+/** What soft tokens after the end do. */
+const unread = (base, steps) => (base.taken < steps ? `${ending(base, steps)} Soft tokens from there on are fed back to nobody.` : "");
 
 function effectCell(view, effect, step, kind, first) {
   const { k } = view.state;
   const key = `effect ${step} ${kind}`;
   if (!effect) return h("td", { class: "le-none", tabindex: first ? 0 : -1, "data-key": key }, "…");
+  if (effect.problem) return h("td", { class: "le-none", "data-key": key, title: effect.problem }, "failed");
   const [was, is] = [effect.before[k - 1], effect.after[k - 1]];
   const moved = is === null ? null : was - is;
   const share = moved ? Math.min(1, Math.log10(1 + Math.abs(moved)) / 3) : 0;

@@ -10,17 +10,18 @@ const python = (value) =>
         ? `{${Object.entries(value).map(([key, part]) => python(key) + ": " + python(part)).join(", ")}}`
         : JSON.stringify(value);
 
-/** The call that reproduces the view. */
-function codeFor({ base, second, k, docs, pins }) {
-  const given = [python(base.query), `thinking_steps=${k}`];
+/** The call that reproduces the view; `given` names what explore() was given beside model and corpus. */
+function codeFor({ base, second, k, docs, pins }, given) {
+  const shown = [python(base.query), `thinking_steps=${k}`];
   if (second?.change) {
     const { step, kind, value, strength, mode } = second.change;
     const more = strength !== 1 || mode !== "interpolate" ? `, ${strength}, ${python(mode)}` : "";
-    given.push(`change=Change(${step}, ${python(kind)}, ${python(value)}${more})`);
-  } else if (second) given.push(`beside=${python(second.beside)}`);
-  if (docs.length || pins.length) given.push(`selection=${python({ documents: docs, tokens: pins })}`);
+    shown.push(`change=Change(${step}, ${python(kind)}, ${python(value)}${more})`);
+  } else if (second) shown.push(`beside=${python(second.beside)}`);
+  if (docs.length || pins.length) shown.push(`selection=${python({ documents: docs, tokens: pins })}`);
   const imports = second?.change ? "from laser_lab.explorer import Change\n\n" : "";
-  return `${imports}ll.explore(model, corpus).show(${given.join(", ")})`;
+  const explored = ["model", "corpus", ...given.map((name) => `${name}=${name}`)];
+  return `${imports}ll.explore(${explored.join(", ")}).show(${shown.join(", ")})`;
 }
 
 const NEEDS_QUOTES = new RegExp('[",\\n\\r]');
@@ -79,7 +80,7 @@ function exportForm(view) {
   const button = (name, text, action) => h("button", { type: "button", class: name, onclick: action }, text);
   view.code = h("pre", { class: "le-code", hidden: true, tabindex: 0, "aria-label": "The call that reproduces this view" });
   const copy = async () => {
-    view.code.textContent = codeFor(view.state);
+    view.code.textContent = codeFor(view.state, view.settings.given);
     view.code.hidden = false;
     try {
       await navigator.clipboard.writeText(view.code.textContent);

@@ -8,6 +8,7 @@ const textInput = (view, part, more) =>
 function askForm(view) {
   view.query = textInput(view, "query", {
     placeholder: view.settings.examples[0] ?? "Type a query",
+    title: "A query can bring its own instruction: Instruct: … Query: …",
     onkeydown: onEnter(() => view.ask(view.query.value)),
   });
   return h(
@@ -21,7 +22,7 @@ function askForm(view) {
 
 function exampleChips(view) {
   const ask = (text) => {
-    view.query.value = text;
+    view.showQuery(text);
     view.ask(text);
   };
   return h(
@@ -73,7 +74,7 @@ function changeForm(view) {
   view.valueField = field("namely", view.value, view.values);
   view.effect = h("p", { class: "le-effect", role: "status", "aria-live": "polite" });
   view.reset = h("button", { type: "button", class: "le-reset", onclick: () => view.show(view.state.base, null) }, "Undo");
-  view.presets = h("div", { class: "le-chips le-presets" });
+  view.presets = h("div", { class: "le-presets" });
   const form = [
     field("Instead of soft token", view.step),
     field("feed back", view.kind),
@@ -135,17 +136,24 @@ function besideForm(view) {
   return h("div", { class: "le-form" }, field("Beside it", view.other), view.otherField, view.reset);
 }
 
-/** In a file: the changes that it holds. */
+/** In a file: the changes that it holds, a row per soft token. */
 function presetChips(view) {
   const { base, second } = view.state;
+  const changes = view.host.presets(base.query);
   const chip = (change) => ({
     type: "button",
     class: "le-chip",
     "data-key": change.label,
     "aria-pressed": String(second?.change?.label === change.label),
+    "aria-label": change.label,
     title: change.label,
     onclick: () => view.apply(change).then(() => refocus(view.presets, change.label)),
   });
-  const changes = view.host.presets(base.query);
-  view.presets.replaceChildren(...changes.map((change) => h("button", chip(change), clip(change.label, 60))));
+  const short = ({ kind, value }) => (kind === "token" ? `“${clip(readable(value), 24)}”` : kind === "query" ? "another query" : kind);
+  const row = (step) => [
+    h("span", { class: "le-quiet" }, `soft token ${step} →`),
+    changes.filter((change) => change.step === step).map((change) => h("button", chip(change), short(change))),
+  ];
+  const steps = [...new Set(changes.map((change) => change.step))];
+  view.presets.replaceChildren(...steps.map((step) => h("div", { class: "le-chips" }, row(step))));
 }

@@ -55,10 +55,10 @@ function lacking(view) {
 
 /** Rows are layers, the last one on top; columns are steps. */
 function layerGrid(view, answer, part) {
-  const { state, settings } = view;
+  const { state } = view;
   const cell = (found, layer, k) => {
     const key = `${part} ${layer} ${k}`;
-    if (!found) return h("td", { class: "le-none" }, "–");
+    if (!found) return h("td", { class: classes("le-none", answer.cells[layer][k - 2] && "le-after") }, "–");
     const share = shade(found, state.shade, answer.vocabulary);
     const node = h(
       "td",
@@ -94,7 +94,10 @@ function layerGrid(view, answer, part) {
         "tr",
         {},
         h("th", { scope: "col" }, "layer"),
-        range(1, settings.steps).map((k) => h("th", { scope: "col" }, k === 1 ? "step 1" : k)),
+        answer.cells[0].map((found, i) => {
+          const over = !found && answer.cells[0][i - 1] && h("span", { class: "le-ending" }, " ended");
+          return h("th", { scope: "col" }, i === 0 ? "step 1" : i + 1, over);
+        }),
       ),
     ),
     h("tbody", {}, rows.reverse()),

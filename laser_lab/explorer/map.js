@@ -241,7 +241,8 @@ function drawWay(map) {
   const named = [...new Set([...known.filter(followed), ...answers.map(first)].filter(Boolean))].slice(0, 8);
   const at = (d) => map.pixel(plane.place(d.row, k));
   const path = (answer) => answer.path.map((p) => p && map.pixel(plane.within(p)));
-  const labels = [];
+  const paths = answers.map(path);
+  const labels = paths.flat().filter(Boolean).map(([x, y]) => ({ x: x - 10, y: y + 4, room: 20 })); // to keep clear of
   overlay.classList.toggle("le-coloured", Boolean(plane.column));
   overlay.setAttribute("viewBox", `0 0 ${map.size[0]} ${map.size[1]}`);
   overlay.setAttribute("aria-label", `At K = ${k}, the embedding after each step of thinking among the documents`);
@@ -251,8 +252,8 @@ function drawWay(map) {
       const marks = classes("le-near", d.relevant && "le-relevant", view.selected(d.id) && "le-selected");
       return s("circle", { cx, cy, r: followed(d) ? 7 : 5, "data-doc": d.id, class: marks });
     }),
-    ...answers.toReversed().map((answer) => way(path(answer), k, own && answer !== base ? "le-way le-way-changed" : "le-way", answer.taken)),
-    ...named.map((d) => mapLabel(at(d), clip(d.text, 22), `le-label ${d.relevant ? "le-relevant" : ""}`, labels, map.size[0])),
+    ...answers.map((answer, i) => way(paths[i], k, own && answer !== base ? "le-way le-way-changed" : "le-way", answer.taken)).reverse(),
+    ...named.map((d) => mapLabel(at(d), clip(d.text, 22), `le-label ${d.relevant ? "le-relevant" : ""}`, labels, map.size)),
   );
 }
 
@@ -273,22 +274,21 @@ function way(points, k, className, taken) {
     { class: className },
     points.map((p, i) => i > 0 && p && points[i - 1] && line(points[i - 1], p, i)),
     end && s("rect", { x: end[0] - 12, y: end[1] - 12, width: 24, height: 24, class: "le-ended" }),
-    points.map((p, i) => {
-      const r = i + 1 === k ? 9 : numbered[i] ? 7 : 3;
-      return p && s("circle", { cx: p[0], cy: p[1], r, class: i + 1 === k ? "le-here" : later(i) });
-    }),
+    points.map((p, i) => p && p !== here && s("circle", { cx: p[0], cy: p[1], r: numbered[i] ? 7 : 3, class: later(i) })),
+    here && s("circle", { cx: here[0], cy: here[1], r: 9, class: "le-here" }), // above those that lie in the same place
     points.map((p, i) => p && numbered[i] && (i + 1 === k || !here || far(p, here, 15)) && number(p, i)),
   );
 }
 
-/** A label beside its dot, moved down where another one stands. */
-function mapLabel([px, py], text, className, labels, width) {
+/** A label beside its dot, moved down or up where another one stands. */
+function mapLabel([px, py], text, className, labels, [width, height]) {
   const room = [...text].length * 6.6;
   const flip = px + 9 + room > width;
   const x = flip ? px - 9 - room : px + 9;
-  let y = Math.max(12, py + 4);
-  const taken = (l) => Math.abs(l.y - y) < 14 && x < l.x + l.room && l.x < x + room;
-  for (let tries = 0; tries < 8 && labels.some(taken); tries++) y += 14;
+  const own = Math.min(height - 6, Math.max(12, py + 4));
+  const taken = (y) => labels.some((l) => Math.abs(l.y - y) < 14 && x < l.x + l.room && l.x < x + room);
+  const fits = (y) => y >= 12 && y <= height - 6 && !taken(y);
+  const y = range(0, 16).map((i) => own + 7 * (i % 2 ? i + 1 : -i)).find(fits) ?? own; // 0, 14, -14, 28, ...
   labels.push({ x, y, room });
   return s("text", { x: flip ? px - 9 : x, y, class: className, "text-anchor": flip ? "end" : "start" }, text);
 }

@@ -66,7 +66,7 @@ class View {
     this.resized.observe(this.results);
     this.themes = watchTheme(() => this.maps.forEach((map) => map.repaint()));
     if (!query) return;
-    this.query.value = query;
+    this.showQuery(query);
     if (settings.first?.query === query) {
       this.show(settings.first, null);
       if (host.get("change") || Object.keys(host.get("beside") ?? {}).length) this.follow();
@@ -108,7 +108,7 @@ class View {
 
   fail(error) {
     this.status.textContent = "";
-    this.problem.textContent = error.message;
+    this.problem.textContent = error.message.charAt(0).toUpperCase() + error.message.slice(1);
   }
 
   async ask(text) {
@@ -155,7 +155,7 @@ class View {
     if (this.missed) return;
     const [query, change, beside] = ["query", "change", "beside"].map((name) => host.get(name));
     if (query && query !== state.base?.query) {
-      this.query.value = query;
+      this.showQuery(query);
       const answer = await this.request(query, { take: false });
       if (!answer) return;
       this.show(answer, null, true);
@@ -180,18 +180,18 @@ class View {
   }
 
   show(base, second, quiet = false) {
-    const { state, problem, status, host } = this;
+    const { state, settings, problem, status, host } = this;
     if (base !== state.base) {
       Object.assign(state, { effects: null, cell: null });
       if (base && state.pins.length) this.fetchCourses(base);
     }
     if (second && state.pins.length) this.fetchCourses(second);
     Object.assign(state, { base, second, layers: null });
-    problem.textContent = "";
+    if (!quiet) problem.textContent = ""; // following a cell must not hide what went wrong here
     if (base) {
       const { seconds, notes } = second ?? base;
       const time = host.live ? `Answered in ${seconds.toFixed(2)} s.` : "";
-      status.textContent = [time, ...notes].join(" ").trim();
+      status.textContent = [time, ending(second ?? base, settings.steps), ...notes].filter(Boolean).join(" ");
     }
     if (!second && !quiet) {
       if (host.get("change")) host.set("change", null);
@@ -281,8 +281,11 @@ class View {
     const of = { change: second?.change, beside: second?.beside, ...(second?.beside?.model ? { lens: "head" } : {}) };
     try {
       const found = [await ask({})];
-      state.layersProblem = "";
-      if (second) found.push(await ask(of).catch((error) => ((state.layersProblem = error.message), null)));
+      const lacking = (error) => {
+        state.layersProblem = host.live ? error.message : "Of this column the file does not hold the layers.";
+        return null;
+      };
+      if (second) found.push(await ask(of).catch(lacking));
       if (state.base !== base || state.second !== second || state.lens !== lens) return;
       state.layers = found;
     } catch (error) {
@@ -299,14 +302,12 @@ class View {
     try {
       const presets = await host.ask("presets", { query: base.query });
       const changes = presets.map((change) => (host.live ? { ...change, ...this.how(change.kind) } : change));
-      const effects = { changes, found: [], failed: 0 };
+      const effects = { changes, found: [] };
       state.effects = effects;
       for (const change of changes) {
         if (state.effects !== effects) return; // another query
-        await host.ask("effect", { query: base.query, change }).then(
-          (effect) => effects.found.push(effect),
-          () => effects.failed++,
-        );
+        const failed = (error) => ({ change, problem: error.message });
+        effects.found.push(await host.ask("effect", { query: base.query, change }).catch(failed));
         this.refresh("effects");
       }
     } catch (error) {
@@ -327,6 +328,10 @@ class View {
     this.strengthField.hidden = kind.value === "knock-out";
     this.showStrength();
     this.suggest();
+  }
+
+  showQuery(text) {
+    this.query.value = text.replace(/\s+/g, " "); // a field of one line would join the words around a line break
   }
 
   showStrength() {

@@ -1,5 +1,8 @@
 // The ranking: a list at K, a line per document over all K, and what a change did, in one sentence.
 
+/** Where a thought ended, in one sentence; empty where it did not. */
+const ending = ({ taken }, steps) => (taken < steps ? `The thought ended at step ${taken}.` : "");
+
 /** The first documents at K, then the relevant ones further down. */
 function list(view, answer, before) {
   const at = (d) => d.ranks[view.state.k - 1];
@@ -68,7 +71,7 @@ function bump(view, answer) {
     .sort((a, b) => order(a) - order(b));
   // A lane for each document that is to stay in sight; from the fourth on they share one.
   const kept = drawn.filter((d) => order(d) > 0 && d.ranks.some((rank) => rank > top)).map((d) => d.id);
-  const lanes = Math.max(1, Math.min(kept.length, 4));
+  const lanes = Math.min(kept.length, 4);
   const height = up + gap * (top - 1 + lanes) + 14;
   const x = (k) => left + ((k - 1) / Math.max(1, steps - 1)) * (width - left - right);
   const y = (rank, id) => up + gap * (rank > top ? top + Math.min(kept.indexOf(id), lanes - 1) : rank - 1);
@@ -82,7 +85,7 @@ function bump(view, answer) {
       viewBox: `0 0 ${width} ${height}`,
       class: "le-chart",
       role: "img",
-      "aria-label": `Rank for K from 1 to ${steps}. ${summary}`,
+      "aria-label": `Rank for K from 1 to ${steps}. ${summary} ${ending(answer, steps)}`,
     },
     s("rect", { class: "le-now", x: x(view.state.k) - 17, y: 2, width: 34, height: height - 4, rx: 6 }),
     answer.taken < steps && endMark(x(answer.taken + 0.5), 2, height - 4),

@@ -11,9 +11,11 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from sentence_transformers import SentenceTransformer
 
 from laser_lab.base.files import missing_extra, write_text
 from laser_lab.base.inputs import check_texts
@@ -29,10 +31,6 @@ try:
     import traitlets
 except ImportError as error:
     raise missing_extra("anywidget", "lab") from error
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from sentence_transformers import SentenceTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +54,8 @@ def explore(
 ) -> Explorer:
     """An interactive window on latent thinking, for a notebook cell: make it the last expression.
 
-    Type or choose a query; see the tokens of every step and layer, the ranking for every K and the way among the
+    Type or choose a query, with an instruction of its own if it needs one (``Instruct: task Query: text``; a task's
+    prompts are known); see the tokens of every step and layer, the ranking for every K and the way among the
     documents; change one step's soft token and see the changed ranking beside the original.
 
     Args:
@@ -75,8 +74,8 @@ def explore(
         ValueError: The corpus is empty, or an example cannot be asked (:meth:`Explorer.answer`).
         TypeError: A text is not a string.
     """
-    options = dict(second_model=second_model, lens=lens, metadata=metadata, batch_size=batch_size)
-    return Explorer(model, corpus, examples, **options, show_progress_bar=show_progress_bar)
+    how: dict[str, Any] = dict(batch_size=batch_size, show_progress_bar=show_progress_bar)
+    return Explorer(model, corpus, examples, second_model=second_model, lens=lens, metadata=metadata, **how)
 
 
 class Explorer(anywidget.AnyWidget):
@@ -117,10 +116,11 @@ class Explorer(anywidget.AnyWidget):
         second_model: SentenceTransformer | None = None,
         lens: TunedLens | None = None,
         metadata: pd.DataFrame | Mapping[str, Mapping[str, Any]] | None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool = False,
+        **how: Any,
     ) -> None:
         self._setting = False
+        given = {"examples": examples, "second_model": second_model, "lens": lens, "metadata": metadata}
+        self._given = [name for name, value in given.items() if value is not None]
         self.corpus = Corpus(corpus, metadata)
         self.task = self.corpus.task
         queries = list(self.task.queries.values())
@@ -128,9 +128,8 @@ class Explorer(anywidget.AnyWidget):
         references = list(dict.fromkeys([*self.examples, *queries]))[:REFERENCES]
         models = [model] if second_model is None else [model, second_model]
         steps = min(longest(each) for each in models)
-        options: dict[str, Any] = dict(steps=steps, batch_size=batch_size, show_progress_bar=show_progress_bar)
         self.sides = [
-            Answers(each, self.corpus, references, lens=None if number else lens, **options)
+            Answers(each, self.corpus, references, steps=steps, lens=None if number else lens, **how)
             for number, each in enumerate(models)
         ]
         self.model, self.steps = model, steps
@@ -290,9 +289,9 @@ class Explorer(anywidget.AnyWidget):
             asked = {key: value for key, value in request.items() if key not in ("id", "op")}
             change = _change(asked.pop("change", None))
             op, take = request.get("op", "answer"), asked.pop("take", True)
-            if op not in self._operations:
+            if (operation := getattr(self, f"_op_{op}", None)) is None:
                 raise ValueError(f"The page asked for {op!r:.40}, which is unknown.")
-            reply["answer"] = self._operations[op](self, change=change, **asked)
+            reply["answer"] = operation(change=change, **asked)
             if op == "answer" and take:
                 self._take(asked.get("query", ""), change, dict(asked.get("beside") or {}))
         except (ValueError, TypeError) as error:
@@ -325,15 +324,6 @@ class Explorer(anywidget.AnyWidget):
     def _op_neighbours(self, row: int, k: int, change: None = None) -> list[dict[str, Any]]:
         return self.sides[0].neighbours(row, k)
 
-    _operations = {
-        "answer": _op_answer,
-        "layers": _op_layers,
-        "courses": _op_courses,
-        "presets": _op_presets,
-        "effect": _op_effect,
-        "neighbours": _op_neighbours,
-    }
-
     def _settings(self) -> dict[str, Any]:
         """What the page knows from the start."""
         lens = self.sides[0].lens
@@ -341,14 +331,13 @@ class Explorer(anywidget.AnyWidget):
             "steps": self.steps,
             "start": min(self.model[0].thinking_steps, self.steps),
             "top": DOCUMENTS,
-            "count": len(self.corpus),
             "kinds": KINDS,
             "modes": MODES,
             "examples": list(self.examples),
+            "given": self._given,
             "models": len(self.sides),
             "lenses": {"head": "LM head"} | ({"tuned": "tuned lens"} if lens is not None else {}),
             "planes": [{"bounds": s.bounds, "variance": round(s.variance, 3)} for s in self.sides],
-            "halting": self.model[0].end_token is not None,
         }
 
     def __repr__(self) -> str:

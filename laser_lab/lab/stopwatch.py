@@ -19,17 +19,9 @@ def measure(
     warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter,
 ) -> pd.DataFrame:
-    """Time callables interleaved: each once per round, in an order that turns. `warmup` rounds are not timed.
-
-    Args:
-        clock: ``time.process_time`` counts what this process alone takes of the processor, whatever else runs.
-
-    Returns:
-        A row per round and name, in the order they ran: ``repeat`` (from 0), ``name``, ``seconds``.
-
-    Raises:
-        ValueError: No encoder, or `repeats` below 1.
-    """
+    """Time callables interleaved, each once per round, in an order that turns: a row per call with ``repeat`` (from 0),
+    ``name`` and ``seconds``. `warmup` rounds are not timed. ``clock=time.process_time`` counts what this process alone
+    takes of the processor, whatever else runs. ValueError: no encoder, or `repeats` below 1."""
     if not encoders or repeats < 1:
         raise ValueError(f"measure needs an encoder and a repeat, got {len(encoders)} encoders and repeats={repeats}")
     names, rows = list(encoders), []

@@ -1,7 +1,5 @@
 """The residual stream behind every layer while the backbone thinks; layers are found by structure, in any family."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 
 from laser_lab.backbone import Backbone
 from laser_lab.base.inputs import Input, label_of
+from laser_lab.data.prompts import join_queries
 from laser_lab.encoder import LatentEncoder, TextEdit, put_rows, thought_batches
 from laser_lab.thinking import Thoughts
 
@@ -105,6 +104,7 @@ def think_layers(
     thinking_steps: int | None = None,
     *,
     prompt_name: str | None = None,
+    prompts: Sequence[str] = (),
     batch_size: int = 32,
     edit: TextEdit | None = None,
 ) -> LayerThoughts:
@@ -112,12 +112,12 @@ def think_layers(
     encoder: LatentEncoder = model[0]
     texts = encoder.check_inputs(texts)
     steps = encoder.steps_of(thinking_steps, prompt_name)
-    prompt = model._resolve_prompt(None, prompt_name)
+    asked, prompt = join_queries(texts, prompts, model._resolve_prompt(None, prompt_name) or "")
     one_pass = encoder.max_steps is not None  # all states come from one call, and its last position is [EMBED]
     found: dict[str, Tensor] = {}
     with torch.inference_mode(), trace(encoder.backbone, steps + 1 if one_pass else 1) as calls:
         # threshold 0: every row stays in every call
-        for rows, thought in thought_batches(model, texts, steps, prompt, batch_size, 0.0, edit):
+        for rows, thought in thought_batches(model, asked, steps, prompt, batch_size, 0.0, edit):
             # pooling "generated" drops the first call's state
             kept = calls[-steps - 1 : -1] if one_pass else calls[-steps:]
             put_rows(found, rows, thought | {"layers": torch.stack(kept, dim=1)}, len(texts))
