@@ -86,8 +86,8 @@ class _Worker:
         steps = np.zeros(len(ids), np.int16)
         for rows, found, taken in encode_batches(self.model, ids, texts, self.how):
             encoded[rows], steps[rows] = found, taken
-        shard = Shard(ids, encoded, steps, row["skipped"])
-        return {"shard": row["shard"], "content": shard.to_bytes(), "documents": len(ids), "steps": int(steps.sum())}
+        content = Shard(ids, encoded, steps, row["skipped"]).to_bytes().to_pybytes()
+        return {"shard": row["shard"], "content": content, "documents": len(ids), "steps": int(steps.sum())}
 
 
 def _read(row: dict[str, Any], source: Any, vectors: VectorFolder, how: Settings) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ENDINGS = (".jsonl", ".json", ".parquet")
-_CHUNK = 1 << 22  # bytes read at once where lines are counted
+_CHUNK = 1 << 20  # bytes read at once where lines are counted
 
 
 class Documents(NamedTuple):

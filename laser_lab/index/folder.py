@@ -10,7 +10,6 @@ A shard is there whole or not at all, so that the shards that are missing are al
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import shutil
@@ -42,8 +41,8 @@ class Shard(NamedTuple):
     skipped: int
     """bad rows of the source that were left out"""
 
-    def to_bytes(self) -> bytes:
-        """The shard as a Parquet file."""
+    def to_bytes(self) -> pa.Buffer:
+        """The shard as a Parquet file, in memory."""
         vectors = np.ascontiguousarray(self.vectors)
         kind = pa.list_(pa.field("item", pa.from_numpy_dtype(vectors.dtype), nullable=False), vectors.shape[1])
         columns = {
@@ -55,9 +54,10 @@ class Shard(NamedTuple):
             [pa.field(name, column.type, nullable=False) for name, column in columns.items()],
             metadata={"skipped": str(self.skipped), "steps": str(int(self.steps.sum()))},
         )
-        file = io.BytesIO()
-        pq.write_table(pa.table(columns, schema), file, compression="zstd", use_dictionary=False)
-        return file.getvalue()
+        sink = pa.BufferOutputStream()  # short row groups: what is compressed is held a second time
+        table = pa.table(columns, schema)
+        pq.write_table(table, sink, row_group_size=1024, compression="zstd", use_dictionary=False)
+        return sink.getvalue()
 
 
 class VectorFolder:
@@ -149,7 +149,7 @@ class VectorFolder:
     def has(self, number: int) -> bool:
         return self.shard_file(number).exists()
 
-    def write_shard(self, number: int, content: bytes) -> None:
+    def write_shard(self, number: int, content: bytes | pa.Buffer) -> None:
         """Write a shard whole or not at all, through to the disk.
 
         Raises:
