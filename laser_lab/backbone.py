@@ -1,8 +1,6 @@
 """The backbone: a causal language model as the thinking loop sees it. Only this file knows model families (embedding
 scale, logit soft cap, where the head is)."""
 
-from __future__ import annotations
-
 from itertools import repeat
 from typing import Any
 
@@ -92,13 +90,8 @@ class Backbone(nn.Module):
         return DynamicCache(config=self.config)
 
     def last_states(self, inputs_embeds: Tensor, attention_mask: Tensor, cache: Cache | None = None) -> Tensor:
-        """States after the final norm, (B, T, D), of the positions in `inputs_embeds`.
-
-        Args:
-            inputs_embeds: (B, T, D), the positions that are not in the cache yet.
-            attention_mask: (B, T_cached + T), 1 for text and thoughts, 0 for (left) padding.
-            cache: filled in place.
-        """
+        """States after the final norm, (B, T, D), of the (B, T, D) `inputs_embeds`: the positions that are not in the
+        cache yet, which is filled in place. `attention_mask` is (B, T_cached + T), 0 for (left) padding."""
         # Explicit positions, so that left padding changes nothing for absolute positions either.
         positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         # `base_model` is the body without the head: no V x D product.
@@ -153,16 +146,8 @@ class Backbone(nn.Module):
         return mixed, total.logsumexp(0)
 
     def log_probabilities(self, states: Tensor, ids: Tensor, log_normalisers: Tensor) -> Tensor:
-        """Log-probabilities under softmax(W h) of N chosen tokens at each state, without reading the rest of W.
-
-        Args:
-            states: (..., D).
-            ids: (..., N) token ids.
-            log_normalisers: (...,), of :meth:`read_head`.
-
-        Returns:
-            (..., N) float32.
-        """
+        """(..., N) float32 log-probabilities under softmax(W h) of chosen tokens, without reading the rest of W: from
+        (..., D) states, (..., N) token ids and the (...,) log normalisers of :meth:`read_head`."""
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
         scores = torch.einsum("...d,...nd->...n", states.to(weight.dtype), weight[ids])
         if bias is not None:

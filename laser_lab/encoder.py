@@ -1,14 +1,13 @@
 """The encoder: latent thinking plus pooling behind sentence-transformers, which does encoding, prompts, multi-process,
 saving, the Hub, trainers and evaluators."""
 
-from __future__ import annotations
-
 import logging
+import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -40,7 +39,6 @@ logger = logging.getLogger(__name__)
 _SAVED_WEIGHTS = r"(model|adapter_model|reason_tokens)(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_config\.json"
 TextEdit = Callable[[int, Tensor, list[int]], Tensor]
 """(k, soft token t_k (b, D), the indices of these b texts) to what is fed back instead, (b, D)"""
-DEFAULT_THINKING_STEPS = 3
 DEFAULT_MAX_LENGTH = 512  # what the published checkpoints were trained with; they are evaluated at 8192
 
 
@@ -50,13 +48,12 @@ class LatentEncoder(InputModule):
     Args:
         thinking_steps: K, the states that are pooled; settable per call. With halting, a budget.
         document_steps: K of documents; None: the same.
-        pooling: ``"all"`` pools h_1..h_K (LaSER). ``"generated"`` pools the states of K generated tokens without the
-            prompt's own last one, by one more call (GIRCSE).
+        pooling: ``"all"`` pools h_1..h_K (LaSER). ``"generated"`` leaves out h_1, the prompt's own state, and pools K
+            later ones, for one more call (GIRCSE).
         halting: Thoughts end themselves (docs/method.md, section 4), by the tokenizer's eos (True) or a token by name.
         halting_threshold: In [0, 1). At inference a text stops thinking where no later state can weigh this much.
-        max_length: Longer texts lose their end, template included; their count is logged.
-        template: ``"chat"``: texts in the tokenizer's chat template, as the released code does; None: bare, as in the
-            model card.
+        max_length: Tokens. Longer texts lose their end, template included; their count is logged.
+        template: ``"chat"``: texts in the tokenizer's chat template, as in the released code; None: as they are.
         add_special_tokens: Whether the tokenizer adds its own (a bos, say); GIRCSE's adapters expect none.
 
     Raises:
@@ -75,14 +72,10 @@ class LatentEncoder(InputModule):
         self,
         backbone: Backbone,
         *,
-        thinking_steps: int = DEFAULT_THINKING_STEPS,
-        document_steps: int | None = None,
-        pooling: str = "all",
-        halting: bool | str = False,
-        halting_threshold: float = 1e-3,
         max_length: int = DEFAULT_MAX_LENGTH,
         template: str | None = None,
         add_special_tokens: bool = True,
+        **thinking: Any,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -90,11 +83,11 @@ class LatentEncoder(InputModule):
         self.last_batch: Sequence[Input] = ()  # what `preprocess` saw last: for errors
         self.template = check_template(template, backbone.tokenizer)
         self.add_special_tokens = add_special_tokens
-        self.set_thinking(thinking_steps, document_steps, pooling, halting, halting_threshold)
+        self.set_thinking(**thinking)
 
     def set_thinking(
         self,
-        thinking_steps: int,
+        thinking_steps: int = 3,
         document_steps: int | None = None,
         pooling: str = "all",
         halting: bool | str = False,
@@ -199,12 +192,8 @@ class LatentEncoder(InputModule):
         edit: Edit | None = None,
     ) -> dict[str, Tensor]:
         """What :attr:`thoughts_class` holds of (B, T) features, by name; differentiable. With ``lexical_ids`` (B, K, N)
-        also ``lexical``, (B, K, N): their log-probabilities at each step.
-
-        Args:
-            threshold: Over :attr:`halting_threshold`.
-            edit: Changes soft tokens (:func:`laser_lab.thinking.latent_thinking`).
-        """
+        also ``lexical``, (B, K, N): their log-probabilities at each step. `threshold` replaces
+        :attr:`halting_threshold`, `edit` changes soft tokens (:func:`laser_lab.thinking.latent_thinking`)."""
         steps = self.steps_of(thinking_steps)
         skipped = int(self.pooling == "generated")
         ids, mask = features["input_ids"], features["attention_mask"]
@@ -227,11 +216,9 @@ class LatentEncoder(InputModule):
         return found
 
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features.
-
-        With ``segment_ends`` they are the explicit view (docs/method.md, section 2): one pass, the states at the
-        segment ends, and the last state as the embedding.
-        """
+        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features; with
+        ``segment_ends`` the explicit view's (docs/method.md, section 2): one pass, the states at the segment ends, and
+        the last state as the embedding."""
         if "segment_ends" in features:
             backbone = self.backbone
             every = backbone.last_states(backbone.embed(features["input_ids"]), features["attention_mask"])
@@ -254,7 +241,7 @@ class LatentEncoder(InputModule):
             error.inputs = [self.last_batch[row] for row in error.rows if row < len(self.last_batch)]
             raise
 
-    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         """Write the model (or its adapter alone), tokenizer and settings."""
         self.backbone.model.save_pretrained(output_path)
         self.save_tokenizer(output_path)
@@ -272,16 +259,14 @@ class LatentEncoder(InputModule):
         revision: str | None = None,
         model_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
-    ) -> LatentEncoder:
+    ) -> Self:
         """Load what :meth:`save` wrote (``SentenceTransformer(folder, trust_remote_code=True)`` calls this too) or any
         backbone that :func:`laser_lab.weights.load_backbone` reads; `settings` go over those saved."""
-        options = dict(model_kwargs or {})
         where = {key: kwargs[key] for key in ("device", "dtype", "adapter") if key in kwargs}
         saved: dict[str, Any] = {}
         with named_files(model_name_or_path, where.get("adapter")):
-            backbone = load_backbone(
-                model_name_or_path, revision=revision, trust_remote_code=trust_remote_code, **where, **options
-            )
+            where |= dict(revision=revision, trust_remote_code=trust_remote_code)
+            backbone = load_backbone(model_name_or_path, **where, **(model_kwargs or {}))
             for source in (model_name_or_path, where.get("adapter")):
                 if source is not None and not os.path.isfile(source):
                     saved |= cls.load_config(resolve(source), revision=revision)
@@ -312,12 +297,12 @@ class LatentRetriever(SentenceTransformer):
 
     @classmethod
     def _multi_process_worker(cls, *args: Any) -> None:
-        end_with_parent()
+        end_with_parent(multiprocessing.parent_process().pid)
         super()._multi_process_worker(*args)
 
     def encode(self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] = (), **kwargs: Any) -> Any:
         """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call (default: the model's for queries or
-        documents) and ``prompts``, one per input; where not empty, it replaces the model's
+        documents) and ``prompts``: one per input, instead of the model's where it is not empty
         (:func:`laser_lab.data.prompts.join_query`).
 
         An empty list gives a (0, D) array. Longer texts than ``max_length`` are truncated and counted in the log. LaME

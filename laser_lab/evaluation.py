@@ -1,7 +1,5 @@
 """Rank a corpus and score the ranking with trec_eval's measures (`pytrec_eval`, which MTEB uses too)."""
 
-from __future__ import annotations
-
 import math
 import os
 from typing import Any
@@ -42,8 +40,7 @@ def evaluate(
 
     Args:
         thinking_steps: K for queries and documents; default: the model's own.
-        corpus: A folder of this model and corpus (:func:`laser_lab.encode_corpus`); `thinking_steps` is then the
-            queries'.
+        corpus: A folder of this model and corpus (:func:`laser_lab.encode_corpus`); K is then the queries' alone.
 
     Returns:
         The mean of every measure in :data:`MEASURES`; with `per_query` a frame with ``query_id`` and the measures.
@@ -66,10 +63,7 @@ def score(
     queries: np.ndarray, documents: np.ndarray, task: RetrievalTask, *, per_query: bool = False
 ) -> dict[str, float] | pd.DataFrame:
     """As :func:`evaluate`, from unit-length (queries, D) and (documents, D) embeddings in the order of `task`.
-
-    Raises:
-        ValueError: They are not as many as the task has, of another size than each other, or not finite.
-    """
+    ValueError: they are not as many as the task has, of another size than each other, or not finite."""
     for name, vectors, count in (("queries", queries, task.queries), ("documents", documents, task.corpus)):
         if len(vectors.shape) != 2 or len(vectors) != len(count):
             raise ValueError(f"{name} must be ({len(count)}, D) embeddings, got {tuple(vectors.shape)}")
@@ -88,11 +82,8 @@ def _summed_up(
 
 
 def score_run(run: dict[str, dict[str, float]], task: RetrievalTask) -> pd.DataFrame:
-    """Per-query measures of a run, {query id: {document id: score}}; 0 for a query without results.
-
-    Raises:
-        ValueError: The task has no positive grades, or a score is not finite.
-    """
+    """Per-query measures of a run, {query id: {document id: score}}; 0 for a query without results. ValueError: the
+    task has no positive grades, or a score is not finite."""
     import pytrec_eval
 
     task.check()
@@ -138,12 +129,8 @@ def rank(
 def score_steps(
     queries: Thoughts, documents: Thoughts, task: RetrievalTask, document_steps: int | None = None
 ) -> pd.DataFrame:
-    """:func:`evaluate`'s per-query frame for every K (``thinking_steps``) from one rollout each.
-
-    Args:
-        document_steps: K of the documents (an index that stays as it is); default: the queries', as far as they
-            thought.
-    """
+    """:func:`evaluate`'s per-query frame for every K (``thinking_steps``) from one rollout each. `document_steps` is K
+    of an index that stays as it is; default: the queries' K, as far as the documents thought."""
     frames = []
     for step in range(1, queries.thinking_steps + 1):
         index = documents.embeddings_at(document_steps or min(step, documents.thinking_steps)).numpy()

@@ -1,7 +1,5 @@
 """The explicit view: segments of reasoning and their states (docs/method.md, section 2)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
 
@@ -61,10 +59,8 @@ def explicit_thoughts(
     reasonings: Sequence[Sequence[str]],
     *,
     steps: int = 1,
-    rule: str = "released",
     prompts: Sequence[str] = (),
     batch_size: int = 32,
-    show_progress_bar: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The explicit view of queries, without gradients: an upper bound, as it sees the reasoning. `prompts` is empty, or
     has one per query (:meth:`laser_lab.encoder.LatentRetriever.encode`).
@@ -78,9 +74,9 @@ def explicit_thoughts(
     queries, prompt = join_queries(queries, prompts, model.prompts.get("query") or "")
     model.eval()
     with torch.inference_mode():
-        for rows in in_batches(queries, batch_size, "Explicit view" if show_progress_bar else None):
+        for rows in in_batches(queries, batch_size):
             some = [queries[i] for i in rows], [reasonings[i] for i in rows]
-            features = explicit_features(encoder, *some, prompt=prompt, steps=steps, rule=rule)
+            features = explicit_features(encoder, *some, prompt=prompt, steps=steps)
             with named_rows(rows.__getitem__):
                 out = encoder({key: value.to(model.device) for key, value in features.items()})
             embeddings[rows], states[rows] = out["sentence_embedding"].cpu(), out["states"].float().cpu()

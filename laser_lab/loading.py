@@ -1,7 +1,5 @@
 """load: any source to a retriever."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

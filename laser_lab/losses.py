@@ -5,8 +5,6 @@ unit length, states are raw. ``positives`` (B,) is each query's row among the do
 documents that are no negatives.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, relu, softmax
@@ -15,7 +13,13 @@ from laser_lab.thinking import at_least_float32, pool
 
 
 class InfoNCE(nn.Module):
-    """Contrastive loss over all documents of the batch (LaSER, eq. 3), mean over queries."""
+    """Contrastive loss over all documents of the batch (LaSER, eq. 3), mean over queries.
+
+    >>> queries, documents = torch.eye(2, 4), torch.eye(3, 4)  # query i is document i
+    >>> nothing = torch.zeros(2, 3, dtype=torch.bool)
+    >>> round(InfoNCE(temperature=1.0)(queries, documents, torch.tensor([0, 1]), nothing).item(), 3)  # log(1 + 2/e)
+    0.551
+    """
 
     def __init__(self, temperature: float = 0.02) -> None:
         super().__init__()
@@ -30,7 +34,15 @@ class InfoNCE(nn.Module):
 
 class OutputKL(nn.Module):
     """Output distillation (LaSER, eq. 6): KL of the teacher's ranking distribution from the student's, batchmean. The
-    teacher carries no gradient; one with document vectors of its own ranks those."""
+    teacher carries no gradient; one with document vectors of its own ranks those.
+
+    >>> student, documents = torch.eye(2, 4), torch.eye(3, 4)
+    >>> kl = OutputKL(temperature=1.0)
+    >>> kl(student, student, documents).item()
+    0.0
+    >>> round(kl(student, student.flip(0), documents).item(), 3)  # a teacher that prefers the other document
+    0.364
+    """
 
     def __init__(self, temperature: float = 0.02) -> None:
         super().__init__()
@@ -46,7 +58,12 @@ class OutputKL(nn.Module):
 
 class TrajectoryAlignment(nn.Module):
     """Trajectory alignment (LaSER, eq. 10: KL_mid, λ3): :class:`OutputKL` of each step's state against its segment's;
-    mean over queries and steps."""
+    mean over queries and steps.
+
+    >>> states = 7 * torch.eye(2, 4)[None]  # one query, two steps
+    >>> round(TrajectoryAlignment(temperature=1.0)(states, states.flip(1), torch.eye(3, 4)).item(), 3)
+    0.364
+    """
 
     def __init__(self, temperature: float = 0.05) -> None:
         super().__init__()
@@ -60,7 +77,13 @@ class TrajectoryAlignment(nn.Module):
 
 class LexicalAlignment(nn.Module):
     """Cross-entropy of what each step should say and what it says, softmax(W h_k) (ours; docs/method.md, section 5);
-    mean over steps that have a target."""
+    mean over steps that have a target.
+
+    >>> said = torch.tensor([[[0.5, 0.25], [0.9, 0.1]]]).log()  # one query, two steps, two words
+    >>> targets = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])  # the second step has no target
+    >>> round(LexicalAlignment()(said, targets).item(), 3)  # -log 0.5
+    0.693
+    """
 
     def forward(self, log_probabilities: Tensor, targets: Tensor) -> Tensor:
         """(B, K, N) log-probabilities and target probabilities (0: padding) to a scalar; 0 if no step has a target."""
@@ -69,7 +92,15 @@ class LexicalAlignment(nn.Module):
 
 
 class StepwiseContrastive(nn.Module):
-    """GIRCSE's loss (section 3.3): mean_k CL(first k states), and the penalty mean_k relu(log L_{k+1} - log L_k)."""
+    """GIRCSE's loss (section 3.3): mean_k CL(first k states), and the penalty mean_k relu(log L_{k+1} - log L_k).
+
+    >>> documents = torch.eye(2, 4)[:, None].expand(2, 2, 4)
+    >>> states = torch.stack([torch.eye(2, 4), torch.eye(2, 4).flip(0)], dim=1)  # the second step takes the first back
+    >>> nothing = torch.zeros(2, 2, dtype=torch.bool)
+    >>> loss, penalty = StepwiseContrastive(temperature=1.0)(states, documents, torch.arange(2), nothing)
+    >>> round(loss.item(), 3), round(penalty.item(), 3)
+    (0.503, 0.794)
+    """
 
     def __init__(self, temperature: float = 0.02) -> None:
         super().__init__()

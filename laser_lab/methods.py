@@ -1,18 +1,14 @@
 """The table of methods: how to think, what to minimise, in which stages. An ablation is a row."""
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Self
 
 from laser_lab.base.inputs import check_steps
 
-CHOICES = {
-    "sampling": ("pairs", "first"),
-    "pooling": ("all", "generated"),
-    "downsampling": ("released", "paper"),
-    "explicit_format": ("segments", "released"),
-}
+
+def _choice(default: str, other: str) -> Any:
+    """A setting with two values."""
+    return field(default=default, metadata={"choices": (default, other)})
 
 
 def _weight(default: float = 0.0) -> Any:
@@ -37,7 +33,7 @@ class Method:
     """InfoNCE on the latent view (LaSER, eq. 3)."""
     temperature: float = 0.02
     """Of InfoNCE."""
-    sampling: str = "pairs"
+    sampling: str = _choice("pairs", "first")
     """``"pairs"``: a row per query and positive, negatives drawn; ``"first"``, as released: a row per query
     (:func:`laser_lab.training.batches.training_pairs`)."""
     lora_dropout: float = 0.0
@@ -47,15 +43,15 @@ class Method:
         check_steps(self.thinking_steps)
         if self.document_steps is not None:
             check_steps(self.document_steps)
-        for name in (f.name for f in fields(self) if f.type == "float"):
+        for name in (f.name for f in fields(self) if f.type is float):
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, (int, float)):
                 raise ValueError(f"{name} must be a number, got {value!r}")
         weights = {name: getattr(self, name) for name in self._of_kind("weight")}
         if not all(0 <= value < float("inf") for value in weights.values()) or not any(weights.values()):
             raise ValueError(f"weights must not be negative, and one must be positive: {weights}")
-        for name, (first, second) in CHOICES.items():
-            if getattr(self, name, first) not in (first, second):
-                raise ValueError(f"{name} must be {first!r} or {second!r}, got {getattr(self, name)!r}")
+        for f in fields(self):
+            if (value := getattr(self, f.name)) not in (choices := f.metadata.get("choices", (value,))):
+                raise ValueError(f"{f.name} must be {choices[0]!r} or {choices[1]!r}, got {value!r}")
         if not 0 <= self.lora_dropout < 1:
             raise ValueError(f"lora_dropout must be from 0 to below 1, got {self.lora_dropout!r}")
         for name in (f.name for f in fields(self) if f.name.endswith("temperature")):
@@ -88,7 +84,7 @@ class Method:
         """Whether the training data must hold reasoning."""
         return False
 
-    def replace(self, **changes: Any) -> Method:
+    def replace(self, **changes: Any) -> Self:
         """A row with some settings changed: a new ablation."""
         return replace(self, **changes)
 
@@ -105,7 +101,7 @@ class LatentMethod(Method):
             + stepwise·mean_k CL_k + monotonicity·penalty
     """
 
-    pooling: str = "all"
+    pooling: str = _choice("all", "generated")
     """``"all"`` states, or the ``"generated"`` ones (GIRCSE)."""
     halting: bool | str = False
     """Thoughts end themselves (docs/method.md, section 4): True, or the token that ends them."""
@@ -118,9 +114,9 @@ class LatentMethod(Method):
     output_temperature: float = 0.02
     trajectory_temperature: float = 0.05
     """0.05 as released, 0.02 in the paper."""
-    downsampling: str = "released"
+    downsampling: str = _choice("released", "paper")
     """Which segment a step is aligned with (:func:`laser_lab.data.segments.downsample`)."""
-    explicit_format: str = "segments"
+    explicit_format: str = _choice("segments", "released")
     """The explicit view as ``"segments"`` (:func:`laser_lab.explicit.explicit_features`) or as ``"released"``
     (:func:`laser_lab.training.released.released_features`)."""
     mask_positives: bool = True

@@ -1,7 +1,5 @@
 """Rewrite-then-retrieve: a causal LM reasons in words, then query and reasoning are encoded."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +8,7 @@ from sentence_transformers import SentenceTransformer
 
 from laser_lab.backbone import Backbone
 from laser_lab.base.inputs import check_texts, in_batches
-from laser_lab.encoder import LatentRetriever
+from laser_lab.encoder import DEFAULT_MAX_LENGTH, LatentRetriever
 
 
 @torch.inference_mode()
@@ -20,27 +18,21 @@ def generate_reasoning(
     *,
     template: str = "{query}",
     max_new_tokens: int = 128,
-    max_length: int = 512,
     batch_size: int = 16,
     show_progress_bar: bool = False,
 ) -> list[str]:
-    """What a causal LM writes after each query, greedily, up to its eos.
-
-    Args:
-        template: The LM's prompt, with ``{query}`` in it; else a ValueError.
-        max_length: Tokens of the prompt; its beginning is cut.
-    """
+    """What a causal LM writes after each query, greedily, up to its eos. `template` is its prompt, with ``{query}`` in
+    it (else a ValueError); a prompt over 512 tokens loses its beginning."""
     _check_template(template)
     texts = [template.replace("{query}", query) for query in check_texts(queries)]
     tokenizer, model = backbone.tokenizer, backbone.model
     written = [""] * len(texts)
     model.eval()
     for rows in in_batches(texts, batch_size, "Rewriting" if show_progress_bar else None):
-        ids = [tokenizer(texts[i])["input_ids"][-max_length:] or [tokenizer.eos_token_id] for i in rows]
+        ids = [tokenizer(texts[i])["input_ids"][-DEFAULT_MAX_LENGTH:] or [tokenizer.eos_token_id] for i in rows]
         batch = tokenizer.pad({"input_ids": ids}, padding=True, return_tensors="pt").to(model.device)
         out = model.generate(
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
+            **batch,
             max_new_tokens=max_new_tokens,
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id,

@@ -1,19 +1,14 @@
 """Vision-language backbones. Only LaME (:class:`laser_lab.lame.ReasonEncoder`) reads images; the loop reads texts."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from laser_lab.backbone import Backbone
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 class VisionBackbone(Backbone):
@@ -24,8 +19,8 @@ class VisionBackbone(Backbone):
         super().__init__(model, processor.tokenizer, name)
         self.processor = processor
 
-    def preprocess(self, texts: Sequence[str], images: Sequence[Image | None]) -> dict[str, Tensor]:
-        """Left-padded features of texts, each with or without an image. With one, the text goes through the processor's
+    def preprocess(self, texts: Sequence[str], images: Sequence[Any]) -> dict[str, Tensor]:
+        """Left-padded features of texts, each with a PIL image or None. With one, the text goes through the processor's
         chat template, or follows the image if there is none."""
         blank = self.tokenizer.bos_token or self.tokenizer.eos_token  # an empty text has a position too
         prompts = [text or blank if image is None else self._render(text) for text, image in zip(texts, images)]

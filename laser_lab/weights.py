@@ -1,10 +1,7 @@
 """From a hub id, folder, GGUF file, adapter or built-in name to a backbone."""
 
-from __future__ import annotations
-
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,7 +24,7 @@ from transformers import (
 from laser_lab import adapters
 from laser_lab.adapters.fitting import check_tokenizer, read_whole, with_adapter
 from laser_lab.backbone import Backbone
-from laser_lab.base.company import scratch_prefix
+from laser_lab.base.company import scratch_folder
 from laser_lab.base.files import cache_dir, cached_build, missing_extra, read_json
 from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.vision import VisionBackbone
@@ -43,7 +40,7 @@ def _gemma_3_270m() -> Path:
 
     def convert(folder: Path) -> None:
         with (
-            tempfile.TemporaryDirectory(prefix=scratch_prefix("gguf"), dir=folder.parent) as scratch,
+            scratch_folder("gguf", folder.parent) as scratch,
             tqdm(total=4, desc="Converting Gemma 3 270M (once)", unit="stage") as progress,
         ):
             file = package.assemble(Path(scratch) / package.MODEL_NAME)
@@ -84,11 +81,8 @@ BUILT_IN: dict[str, Callable[[], Path]] = {
 
 
 def resolve(name: str | os.PathLike[str]) -> str:
-    """A built-in name to its folder; a local path to itself; else a hub id, unchanged.
-
-    Raises:
-        FileNotFoundError: `name` looks like a path and nothing is there.
-    """
+    """A built-in name to its folder; a local path to itself; else a hub id, unchanged. FileNotFoundError: `name` looks
+    like a path and nothing is there."""
     text = os.fspath(name)
     if text in BUILT_IN:
         return str(BUILT_IN[text]())

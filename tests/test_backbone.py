@@ -136,6 +136,16 @@ def test_cached_build_is_atomic(tmp_path):
     assert [p.name for p in target.iterdir()] == ["whole"]
 
 
+def test_a_folder_one_stands_in_is_replaced_whole(tmp_path, monkeypatch):
+    """What is put together inside of it, as the folder cannot be renamed, is not swept away with the old entries."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "file").write_text("old")
+    with files.atomic_folder(tmp_path, replaces=lambda name: True) as temporary:
+        (temporary / "new").write_text("new")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("new", "new")]
+
+
 def test_cache_dir(monkeypatch, tmp_path):
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
     assert files.cache_dir() == tmp_path

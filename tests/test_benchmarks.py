@@ -1,6 +1,7 @@
 """MTEB runs any retriever, agrees with our own measures, and its numbers stand beside the paper's."""
 
-import builtins
+import importlib
+import sys
 import warnings
 
 import numpy as np
@@ -16,12 +17,14 @@ from laser_lab.backbone import Backbone
 from laser_lab.data.readers import RetrievalTask, mini
 from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.evaluation import score_run
-from laser_lab.lab.benchmarks import BENCHMARKS, library_instruction, mteb_model, report, run
 from laser_lab.lab.published import published
 from laser_lab.loading import query_prompt
 
 mteb = pytest.importorskip("mteb")
 from mteb_tasks import as_mteb_task  # noqa: E402
+
+from laser_lab.lab import benchmarks  # noqa: E402
+from laser_lab.lab.benchmarks import BENCHMARKS, library_instruction, mteb_model, report, run  # noqa: E402
 
 INSTRUCTION = "Given a post, retrieve relevant passages that help answer the post."
 
@@ -211,13 +214,6 @@ def test_bad_requests(model, task, monkeypatch):
         run(model, "beir")
     with pytest.raises(ValueError, match="positive integer"):
         mteb_model(model, thinking_steps=0)
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "mteb":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "mteb", None)
     with pytest.raises(ModuleNotFoundError, match=r"laser_lab\[benchmarks\]"):
-        mteb_model(model)
+        importlib.reload(benchmarks)

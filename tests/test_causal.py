@@ -261,7 +261,6 @@ def test_swaps_refuse_other_thoughts(small_world):
     world, model = small_world
     for known in (
         swaps.undisturbed_thoughts(model, world, 2),
-        swaps.undisturbed_thoughts(model, world, 3, split="dev"),
         swaps.undisturbed_thoughts(model, world, 3)[::-1],
     ):
         with pytest.raises(ValueError, match="not those about this world's test split with K=3"):

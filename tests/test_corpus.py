@@ -354,7 +354,10 @@ def test_bad_settings_and_a_second_writer(model, lines, tmp_path):
         with pytest.raises(ValueError, match=message):
             encode(model, lines, tmp_path / "out", **wrong)
     (tmp_path / "out").mkdir()
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(RuntimeError, match="another run is writing"):
+    with (
+        FileLock(tmp_path / "out" / ".lock"),
+        pytest.raises(RuntimeError, match="another run that writes to .* is still at work"),
+    ):
         encode(model, lines, tmp_path / "out")
 
 

@@ -188,3 +188,43 @@ def test_a_built_in_adapter_that_is_not_there(tmp_path, monkeypatch, tiny_folder
     monkeypatch.setattr(adapters, "FOLDER", tmp_path)
     with pytest.raises(FileNotFoundError, match="--export laser"):
         ll.load(tiny_folder, adapter="laser-entailment-bank")
+
+
+def test_any_sentence_transformer_stands_in_the_table(tiny_bank, tiny_folder, tmp_path, monkeypatch):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "cache"))
+    body = Transformer(tiny_folder)
+    stock = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension())], device="cpu")
+    stock.save_pretrained(str(tmp_path / "stock"))
+    config = json.loads(open(tiny_bank["CONFIG"]).read())
+    config["rows"] = [{"system": "st", "model": str(tmp_path / "stock")}]
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    call = [str(tmp_path / "config.yaml"), "--data", tiny_bank["DATA"], "--out", str(tmp_path / "st.csv")]
+    assert main(call) == 0
+    table = pd.read_csv(tmp_path / "st.csv")
+    assert list(table["system"]) == ["st:stock"] and table["queries"].item() == 12
+    task = named_documents(read_task(tiny_bank["DATA"], "dev"), read_dataset(tiny_bank["DATA"], "dev"))
+    assert table["ndcg@10"].item() == pytest.approx(ll.evaluate(stock, task)["ndcg@10"], abs=1e-5)
+    assert str(tmp_path) not in (tmp_path / "st_runs.json").read_text()
+
+
+def test_what_thoughts_say_and_are_worth_is_written_once(bank, tmp_path, monkeypatch):
+    from laser_lab.lab import language
+
+    call = [bank["call"][0], "--data", bank["data"], "--out", str(tmp_path / "said"), "--only", "basic", "latent"]
+    assert language.main(call) == 0
+    words, worth, bm25 = (pd.read_csv(tmp_path / f"said_{part}.csv") for part in language.PARTS)
+    assert set(words["system"]) == {"basic", "latent", "zero-shot"} and set(worth["system"]) == {"latent", "zero-shot"}
+    assert words[["own", "others", "own_mass", "others_mass"]].apply(lambda c: c.between(0, 1)).all(axis=None)
+    assert len(bm25) == (2 + 2 + 1) * 5 * 12 and bm25.groupby("ranking").size().nunique() == 1
+    table = pd.read_csv(bank["folder"] / "bank.csv")
+    own = table[(table["system"] == "latent") & (table["thinking_steps"] == 3)]["ndcg@10"].item()
+    for frame, column, name in ((worth, "condition", "as they are"), (bm25, "ranking", "dense")):
+        frame = frame[(frame["system"] == "latent") & (frame[column] == name)]
+        assert frame["ndcg@10"].mean() == pytest.approx(own, abs=1e-4)
+    plain = table[table["system"] == "bm25"]["ndcg@10"].item()
+    assert bm25[bm25["ranking"] == "bm25"]["ndcg@10"].mean() == pytest.approx(plain, abs=1e-4)
+    monkeypatch.setattr(language, "tables", lambda row: pytest.fail("read again"))
+    assert language.main(call) == 0

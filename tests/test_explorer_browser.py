@@ -902,9 +902,7 @@ def test_the_end_of_a_thought_is_marked_everywhere(browser, tmp_path):
         assert page.find(".le-k-shown").text == str(k) and page.ranking() == expected(explorer, query, k)
         assert (told in page.find(".le-ranking").text) == (k > taken), "said under the ranking, beyond the end"
 
-    page.find(
-        ".le-presets [aria-label='soft token 1 → noise, seed 0']"
-    ).click()  # another thought, which ends where it ends
+    page.find(".le-presets [aria-label='soft token 1 → noise, seed 0']").click()  # it ends where it ends
     page.until(lambda: page.all(".le-ranking-changed li"), "the change")
     second = explorer.answer(query, Change(1, "noise", "0"))["taken"]
     assert len(page.all(".le-statistics .le-end.le-second")) == (len(answer["statistics"]) if second < 8 else 0)

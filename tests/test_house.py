@@ -30,12 +30,13 @@ FLOOR = {room: -number for number, line in enumerate(FLOORS.strip().splitlines()
 
 TOP_LINES, FILE_LINES, FUNCTION_LINES, PACKAGE_LINES = 2300, 450, 80, 7600
 """At most: all files at the top of the package together, a file, a function, and all Python."""
-LATER_LINES = {"corpus": 1050, "index": 650, "explorer": 560, "other": 1127}
+LATER_LINES = {"corpus": 1050, "index": 650, "explorer": 560, "other": 1734}
 """Lines of Python that later work may add over PACKAGE_LINES, by room: encoding a corpus, searching its vectors, the
 explorer's second edition; and, as ``other``, whole files of later work in the other rooms (LATER_FILES)."""
 LATER_FILES = """
-    adapters/fitting base/company base/fingerprint base/numbers data/json_lines data/prompts data/templates data/words
-    lab/adaptive lab/recipes probing/lens training/lexical training/released training/resume
+    adapters/fitting base/company base/fingerprint base/numbers data/json_lines data/prompts data/strategyqa
+    data/templates data/words lab/adaptive lab/language lab/recipes lab/scale probing/language probing/lens
+    training/lexical training/released training/resume
 """.split()
 
 
@@ -191,7 +192,7 @@ def test_the_top_of_the_package_is_thin():
     assert sum(counts.values()) <= TOP_LINES, f"{sum(counts.values())} lines are more than {TOP_LINES}: {counts}"
 
 
-@pytest.mark.xfail(strict=True, reason="8,900 lines where 7,600 were asked: not slim enough yet")
+@pytest.mark.xfail(strict=True, reason="8,653 lines where 7,600 were asked: not slim enough yet")
 def test_the_package_is_thin():
     counts: dict[str, int] = {}
     for name, file in modules().items():

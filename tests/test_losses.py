@@ -1,5 +1,7 @@
 """Every objective against plain loops, its gradients, and what must not carry any."""
 
+import doctest
+import inspect
 import math
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from laser_lab import losses
 from laser_lab.losses import InfoNCE, OutputKL, StepwiseContrastive, TrajectoryAlignment
 
 
@@ -145,3 +148,11 @@ def test_masked_false_negatives_change_nothing():
     torch.testing.assert_close(
         InfoNCE()(queries, documents, positives, own), InfoNCE()(queries, documents, positives, torch.zeros_like(own))
     )
+
+
+def test_every_objective_carries_an_example_that_runs():
+    found = [c for _, c in inspect.getmembers(losses, inspect.isclass) if c.__module__ == losses.__name__]
+    assert len(found) == 5
+    for one in found:
+        assert ">>>" in one.__doc__ and f"{one.__name__}(" in one.__doc__, f"{one.__name__} has no example"
+    assert doctest.testmod(losses).failed == 0

@@ -175,6 +175,133 @@ def checked_16(ran):
     assert f"takes {halting['steps'].mean():.2f} steps on average and has {halting['ndcg@10'].mean():.3f}" in ran.text
 
 
+def verdict(first, last, worse="worse", better="better", neither="not clearly different"):
+    """What two rows with ``low`` and ``high`` allow to say of the second."""
+    return worse if last["high"] < first["low"] else better if last["low"] > first["high"] else neither
+
+
+def checked_03(ran):
+    quality = ran.data("03_quality")
+    own = quality[quality["train_steps"] == quality["thinking_steps"]].set_index("method")
+    for method, row in own.iterrows():
+        shown = f"{row['ndcg@10']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+        assert f"{method:8s} K={float(row['train_steps'])}: nDCG@10 {shown}" in ran.text
+    clear = [m for m in ("gircse", "laser") if own["low"][m] > own["high"]["basic"]]
+    assert f"clearly better than one pass (intervals apart): {', '.join(clear) or 'none'}" in ran.text
+    losses = ran.data("03_losses").groupby("method")
+    terms = {"basic": {"contrastive"}, "gircse": {"stepwise", "monotonicity"}}
+    terms["laser"] = {"contrastive", "explicit", "output", "trajectory"}
+    assert losses["term"].agg(set).to_dict() == terms and set(losses["step"].max()) == {4}
+
+
+def checked_04(ran):
+    at = ran.data("04_train_by_inference").set_index(["train_steps", "thinking_steps"])
+    few, enough = at.loc[(1, 1)], at.loc[(2, 2)]
+    best = 1 if few["ndcg@10"] >= enough["ndcg@10"] else 2
+    assert f"2 hops: best at K={best}, nDCG@10 {max(few['ndcg@10'], enough['ndcg@10']):.3f} [" in ran.text
+    apart = "apart" if enough["low"] > few["high"] else "overlap"
+    assert f"{few['ndcg@10']:.3f}, with as many or more {enough['ndcg@10']:.3f}: intervals {apart}" in ran.text
+    for k in (1, 2):
+        beyond = at.loc[k].loc[k + 1 :, "ndcg@10"].idxmax()
+        said = verdict(at.loc[(k, k)], at.loc[(k, beyond)], neither="no clear difference")
+        own, other = (at.loc[(k, read), "ndcg@10"] for read in (k, beyond))
+        line = f"trained at K={k}: {own:.3f} at its own K, best beyond it {other:.3f} at K={beyond} ({said})"
+        assert line in ran.text
+
+
+def checked_08(ran):
+    words = ran.data("08_verbosity").set_index(["method", "verbosity"])
+    for method in ("basic", "laser"):
+        first, last = words.loc[(method, 1)], words.loc[(method, 2)]
+        line = f"{method:6s} {first['ndcg@10']:.3f} at 1 token(s) per hop, {last['ndcg@10']:.3f} ["
+        assert re.search(rf"^{re.escape(line)}.* at 2: {verdict(first, last)}$", ran.text, re.M)
+    cost = ran.data("08_cost")
+    assert ((0 < cost["low"]) & cost["seconds of training"].between(cost["low"], cost["high"])).all()
+    silent = ran.data("08_explicit").set_index(["method", "verbosity"])["ndcg@10"].loc["laser"]
+    assert silent.to_dict() == words["ndcg@10"].loc["laser"].to_dict()
+
+
+def checked_09(ran):
+    named = ran.data("09_bridges")
+    own = named[named["step"] == named["bridge"]].groupby("method")["share of queries"].mean()
+    assert f"untrained: soft token k names bridge k for {own['untrained']:.1%}" in ran.text
+    for method in ("laser", "gircse"):
+        word = "kept" if own[method] > own["untrained"] - 0.05 else "lost in every seed"
+        said = re.search(rf"^{method} +{own[method]:.1%} .*: the meaning is (.*)$", ran.text, re.M)
+        assert said[1] == word, "one seed: all or none"
+    better = "gircse" if own["laser"] > own["gircse"] else "none of the others"
+    assert ran.text.rstrip().endswith(f"in every seed, than those of: {better}")
+    assert (ran.data("09_effective_tokens")["effective number of tokens"] >= 1).all()
+
+
+def checked_10(ran):
+    margins = ran.data("10_margin").set_index(["method", "step"])
+    for method in ("laser", "latent"):
+        first, last = margins.loc[(method, 1)], margins.loc[(method, 2)]
+        said = verdict(first, last, "further away", "nearer", "not clearly nearer")
+        shown = re.escape(f"margin {first['margin']:+.3f} after step 1, {last['margin']:+.3f} [")
+        assert re.search(rf"^{method} +{shown}.* after step 2: {said}$", ran.text, re.M)
+    paths = ran.data("10_by_hop")
+    assert len(paths) == 2 * (6 * 2 + TINY_WORLD["entities"]), "two projections of six paths and all documents"
+    assert paths.equals(ran.data("10_by_correctness"))
+
+
+def checked_11(ran):
+    tests, own = ran.names["tests"].set_index(["first", "second"]), ran.names["own"]
+    for pair, question in {
+        ("laser", "latent"): "Does distilling the explicit view help thinking (laser over latent)?",
+        ("latent", "basic"): "Does thinking alone help (latent over basic)?",
+        ("laser", "bm25"): "Does it beat words (laser over BM25)?",
+    }.items():
+        row, (one, other) = tests.loc[pair], (own[own["method"] == name] for name in pair)
+        paired = one.merge(other, on=["query_id"], suffixes=("", "_other"))
+        assert row["difference"] == pytest.approx((paired["ndcg@10"] - paired["ndcg@10_other"]).mean())
+        clear = row["p_adjusted"] < 0.05 and not row["low"] <= 0 <= row["high"]
+        answer = "not clearly" if not clear else "yes" if row["difference"] > 0 else "no, it is worse"
+        assert f"{question} {answer} ({row['difference']:+.3f} [" in ran.text
+    points = ran.data("11_frontier")
+    assert ran.text.count("   Pareto") == points["pareto"].sum() > 0 and (points["milliseconds"] > 0).all()
+    asked = len(ran.names["asked"])
+    assert f"{asked} of the {asked} rows that the configuration asks for are done." in ran.text
+    quality = ran.names["quality"].set_index("method")["ndcg@10"]
+    goal = ran.names["compared"].query("method == @goal", local_dict={"goal": ran.names["goal"]})["ndcg@10"].mean()
+    means = own.groupby("method")["ndcg@10"].mean()
+    assert goal == pytest.approx((means["basic"] + means["explicit"]) / 2)
+    reached = "reached" if quality["laser"] >= goal else "not reached"
+    assert f"The aim was {goal:.3f}, laser has {quality['laser']:.3f}: {reached}." in ran.text
+
+
+def checked_12(ran):
+    assert re.search(r"a soft token replaced by itself moved 0 of [1-9]\d* ranks", ran.text)
+    probes = ran.data("12_probes")
+    best = probes[probes["target"] == "bridge 1"]["accuracy"].max()
+    assert re.search(rf"^bridge 1: best read at step \d, layer \d: {best:.3f} ", ran.text, re.M)
+    sizes = ran.data("12_interventions")
+    final = sizes[sizes["thinking_steps"] == 2]
+    for method, group in final.groupby("method"):
+        said = f"{method}: {(group['low'] > 0).sum()} of {len(group)} changes clearly hurt (interval above 0); worst: "
+        assert said in ran.text
+    rates = ran.data("12_swaps")
+    shares = rates.groupby(["method", "step", "put_in", "thoughts"])["share"].sum()
+    assert len(shares) == 2 * 1 * 2 * 3 and shares.between(1 - 1e-4, 1 + 1e-4).all(), "every query ends somewhere"
+    for step, values in ran.names["mass"].groupby("step")["difference"]:
+        assert f"step {step}: own minus others {values.mean():+.3f} [" in ran.text
+
+
+def checked_14(ran):
+    quality = ran.data("14_quality").set_index("method")["ndcg@10"]
+    for method in quality.index.drop("lame"):
+        found = re.search(rf"^{method} +(\S+) \[(\S+), (\S+)\]  p=\S+  (.*)$", ran.text, re.M)
+        difference, low, high = (float(number) for number in found.groups()[:3])
+        assert difference == pytest.approx(quality[method] - quality["lame"], abs=6e-4)
+        sign = verdict({"low": 0, "high": 0}, {"low": low, "high": high}, "worse than lame", "better than lame")
+        assert found[4] == sign or 0 in (low, high), "what is printed is rounded"
+    lame = ran.data("14_steps").query("method == 'lame'").set_index("thinking_steps")["ndcg@10"]
+    said = f"LaME: from {lame[1]:.3f} at K=1 to {lame[4]:.3f} at K=4, best {lame.max():.3f} at K={lame.idxmax()}"
+    assert said in ran.text and ran.data("14_collapse")["effective_rank"].between(1 - 1e-4, 4 + 1e-4).all()
+    assert re.search(r"^basic .* 1\.00 x basic$", ran.text, re.M)
+
+
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory, tiny_folder, tiny_bank):
     """Run a notebook by its path. They share what tiny presets build, as those of a real one do."""
@@ -203,8 +330,8 @@ def test_there_are_notebooks():
     "path", [pytest.param(p, marks=() if p.stem in QUICK else pytest.mark.slow, id=p.stem) for p in NOTEBOOKS]
 )
 def test_runs_with_a_tiny_preset(path, tiny_run):
-    """Its figures are those that are committed, every interval holds its mean, and (for the quick ones) what it prints
-    is what its data says."""
+    """Its figures are those that are committed, every interval holds its mean, and what it prints is what its data
+    says."""
     ran = tiny_run(path)
     figures = {file.stem for file in ran.figures.glob("*.png")}
     committed = {file.stem for file in notebooks.FIGURES.glob(f"{path.stem[:2]}_*.png")}
@@ -214,8 +341,7 @@ def test_runs_with_a_tiny_preset(path, tiny_run):
         if {"ndcg@10", "low", "high"} <= set(frame):
             assert frame["ndcg@10"].between(frame["low"] - 1e-6, frame["high"] + 1e-6).all()
             assert frame[["ndcg@10", "low", "high"]].stack().between(0, 1 + 1e-6).all()
-    if path.stem in QUICK:
-        globals()[f"checked_{path.stem[:2]}"](ran)
+    globals()[f"checked_{path.stem[:2]}"](ran)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

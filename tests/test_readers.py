@@ -6,6 +6,7 @@ import logging
 import pytest
 from datasets import Dataset, DatasetDict
 
+from laser_lab.data.json_lines import convert_by
 from laser_lab.data.readers import (
     COLUMNS,
     OPTIONAL,
@@ -173,7 +174,7 @@ def test_a_task_reads_the_prompts_of_its_rows(folder):
 
 def test_the_public_release_of_entailment_bank(tmp_path):
     """Made-up rows in the layout of the release's task 2."""
-    from laser_lab.data.entailment_bank import WORLDTREE, main
+    from laser_lab.data.entailment_bank import WORLDTREE, convert
 
     root = tmp_path / "release" / "entailment_trees_v3"
     (root / "dataset" / "task_2").mkdir(parents=True)
@@ -194,7 +195,7 @@ def test_the_public_release_of_entailment_bank(tmp_path):
     }  # fmt: skip
     for split in ("train", "dev"):
         (root / "dataset" / "task_2" / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
-    assert main([str(tmp_path / "release"), str(tmp_path / "bank")]) == 0
+    assert convert_by(convert, "about", [str(tmp_path / "release"), str(tmp_path / "bank")]) == 0
     task = read_task(tmp_path / "bank", "dev")
     assert sorted(task.corpus.values()) == sorted([*list(facts.values())[1:], "snow is white"])
     assert task.reasoning == {"A_1": ["ice is a frozen thing", "ice is cold"]}
@@ -203,4 +204,28 @@ def test_the_public_release_of_entailment_bank(tmp_path):
     assert data["query"] == "why is ice cold?" and data["negatives"] == ["sand is dry", "snow is white"]
     assert not list((tmp_path / "bank").glob(".*"))
     with pytest.raises(FileNotFoundError, match="task_2"):
-        main([str(tmp_path / "bank"), str(tmp_path / "again")])
+        convert(tmp_path / "bank", tmp_path / "again")
+
+
+def test_the_public_release_of_strategyqa(tmp_path):
+    """Made-up rows in the layout of the release."""
+    from laser_lab.data.strategyqa import convert
+
+    facts = [f"fact {i} tells of thing{i} and of water" for i in range(30)]
+    rows = [
+        {"qid": f"q{i}", "term": "x", "question": f"Is thing{i} like water?", "answer": i % 2 == 0, "evidence": [],
+         "facts": [facts[i], facts[(i + 1) % 12], f" {facts[i]}"],
+          "decomposition": [f"What is thing{i}?", "Is #1 wet?"]}
+        for i in range(12)
+    ] + [{"qid": "none", "question": "?", "answer": True, "facts": [], "decomposition": []}]  # fmt: skip
+    (tmp_path / "release").mkdir()
+    (tmp_path / "release" / "strategyqa_train.json").write_text(json.dumps(rows))
+    assert convert(tmp_path / "release", tmp_path / "qa") == {"corpus": 12, "train": 10, "dev": 2}
+    task = read_task(tmp_path / "qa", "dev")
+    assert task.queries == {"q0": "Is thing0 like water?", "q10": "Is thing10 like water?"}
+    assert task.reasoning["q10"] == ["What is thing10?", "Is #1 wet?"]
+    assert {task.corpus[d] for d in task.qrels["q10"]} == {facts[10], facts[11]}
+    first = read_dataset(tmp_path / "qa", "train")[0]
+    assert len(first["negatives"]) == 10 and not set(first["negatives"]) & set(first["positives"])
+    with pytest.raises(FileNotFoundError, match="strategyqa_train.json"):
+        convert(tmp_path / "qa", tmp_path / "again")

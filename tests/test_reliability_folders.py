@@ -5,11 +5,14 @@ import os
 import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from conftest import killed_in
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_training import FAST, load, rows
 
 import laser_lab as ll
@@ -97,6 +100,37 @@ def test_a_folder_is_exchanged_or_renamed(tmp_path, monkeypatch, exchange):
     assert content(tmp_path) == {"a/new": b"new"}
 
 
+NAMES = st.sampled_from(["a", "b", "c/d", "c/e", ".hidden", "model.safetensors"])
+TREES = st.dictionaries(NAMES, st.binary(max_size=4))
+
+
+@settings(deadline=None, max_examples=40)
+@given(TREES, TREES, st.booleans(), st.sets(st.sampled_from(["a", "b", "c", "model.safetensors"])))
+def test_a_folder_is_the_old_one_or_the_new_one(old, new, fails, replaced):
+    """Whatever lies in both: a failure changes nothing, and a success keeps all that it does not stand for."""
+    with tempfile.TemporaryDirectory() as home:
+        target = Path(home, "target")
+        fill(target, old)
+        try:
+            with atomic_folder(target, replaces=replaced.__contains__) as temporary:
+                fill(temporary, new)
+                if fails:
+                    raise OSError("no space")
+        except OSError:
+            assert fails
+        taken = {name.split("/")[0] for name in new} | replaced
+        kept = {name: text for name, text in old.items() if name.split("/")[0] not in taken}
+        assert content(target) == (old if fails else kept | new)
+        assert os.listdir(home) == ["target"]
+
+
+def fill(folder, files):
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(text)
+
+
 # -- export_adapter ------------------------------------------------------------------------------------------------
 
 
@@ -157,10 +191,12 @@ def test_resume_touches_no_checkpoint_of_another_program(tiny_folder, data, tmp_
     foreign = tmp_path / "checkpoint-7"
     foreign.mkdir()
     (foreign / "weights.bin").write_bytes(b"another program's")
-    with pytest.raises(FileExistsError, match="checkpoint-7 was not written by this library"):
+    copy = tmp_path / "checkpoint-4-kept"  # the trainer would read its number too, and delete it with the old ones
+    shutil.copytree(tmp_path / "checkpoint-4", copy)
+    before = content(tmp_path)
+    with pytest.raises(FileExistsError, match="checkpoint-4-kept, .*checkpoint-7: not written by this library"):
         ll.train(load(tiny_folder), data, "basic", output_dir=tmp_path, resume=True, **FAST)
-    assert content(foreign) == {"weights.bin": b"another program's"}
-    assert (tmp_path / "checkpoint-4" / COMPLETE).exists()
+    assert content(tmp_path) == before and (tmp_path / "checkpoint-4" / COMPLETE).exists()
 
 
 def test_notes_beside_the_checkpoints_and_in_final_stay(tiny_folder, data, tmp_path):

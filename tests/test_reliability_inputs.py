@@ -18,6 +18,7 @@ import laser_lab as ll
 from laser_lab.backbone import Backbone
 from laser_lab.base.files import check_files, read_json, read_yaml
 from laser_lab.base.inputs import MOST_STEPS
+from laser_lab.corpus.source import open_source
 from laser_lab.data.readers import BadRows, RetrievalTask, features, read_corpus, read_dataset, read_task
 from laser_lab.evaluation import rank, score_run
 from laser_lab.index.folder import VectorFolder
@@ -60,6 +61,8 @@ def test_half_of_a_surrogate_pair_is_an_error_everywhere(model, text):
         lambda: RetrievalTask("t", {"q": "sea"}, {text: "sea"}, {}),
         lambda: RetrievalTask("t", {"q": "sea"}, {"d": "sea"}, {}, prompts={"q": text}),
         lambda: rank(model, RetrievalTask("t", {"q": text}, {"d": "sea"}, {})),
+        lambda: open_source({text: "sea"}, shard_size=2),
+        lambda: open_source({"d": text}, shard_size=2),
         lambda: score_run({"q": {text: 1.0}}, RetrievalTask("t", {"q": "sea"}, {"d": "sea"}, {"q": {"d": 1}})),
     ):
         with pytest.raises(ValueError, match="half of a surrogate pair|holds what is no character"):

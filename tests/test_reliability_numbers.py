@@ -23,7 +23,7 @@ from laser_lab.data.readers import BadRows, RetrievalTask, features, read_corpus
 from laser_lab.evaluation import rank, score, score_run
 from laser_lab.explicit import explicit_thoughts
 from laser_lab.lab import entailment, notebooks
-from laser_lab.lab.cached import ROWS_FILE, Cached
+from laser_lab.lab.cached import Cached
 from laser_lab.methods import METHODS
 from laser_lab.training import run, trainer
 from laser_lab.training.trainer import NonFiniteLoss
@@ -114,14 +114,12 @@ def test_the_likely_cause(tiny_folder, tmp_path):
     with pytest.raises(NotFinite, match=r"layers.0.mlp.up_proj.weight holds NaN"):
         model.encode(TEXTS)
     big = tiny_model()
-    big.model.layers[1].mlp.down_proj.weight.data *= 1e6  # finite, and too large for float16
+    for layer in (big.model.layers[1].mlp.up_proj, big.model.layers[1].mlp.down_proj):
+        layer.weight.data *= 3e3  # finite in float16, and their products are not
     big.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
     assert np.isfinite(ll.load(tmp_path, device="cpu").encode(TEXTS)).all()
-    with pytest.raises(
-        ValueError,
-        match="float16 overflows in this model: load it with dtype='bfloat16'|down_proj.weight holds NaN or inf",
-    ):
+    with pytest.raises(ValueError, match="float16 overflows in this model: load it with dtype='bfloat16'"):
         ll.load(tmp_path, device="cpu", dtype=torch.float16)
 
 
@@ -278,10 +276,10 @@ class Number(Cached):
     def fill(self, folder):
         Number.made += 1
         (folder / "per_query.csv").write_text("query_id,ndcg@10\nq0,0.5\nq1,1.0\n")
-        (folder / self.record_file).write_text("{}")
+        return {}
 
 
-@pytest.mark.parametrize("harm", ["cut rows", "no rows", "no record", "half a record", "half a count", "empty rows"])
+@pytest.mark.parametrize("harm", ["cut rows", "no rows", "no record", "half a record", "no count", "empty rows"])
 def test_a_half_written_record_is_made_again(tmp_path, monkeypatch, harm):
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
     result = Number()
@@ -299,7 +297,7 @@ def test_a_half_written_record_is_made_again(tmp_path, monkeypatch, harm):
     elif harm == "no record":
         (result.folder / result.record_file).unlink()
     else:
-        (result.folder / (result.record_file if "record" in harm else ROWS_FILE)).write_text('{"a"')
+        (result.folder / result.record_file).write_text('{"a"' if harm == "half a record" else "{}")
     result.run()
     assert Number.made == made + 1 and result.done
     pd.testing.assert_frame_equal(result.frame(), whole)
@@ -415,7 +413,7 @@ def test_an_id_keeps_its_value(tmp_path):
     assert found.queries == {"0": "sea"} and list(found.corpus) == ["0", "1", "01"] and found.qrels == {"0": {"0": 1}}
 
 
-def test_ids_that_collide_after_conversion(tmp_path):
+def test_ids_that_collide_after_conversion(model, tmp_path):
     write(tmp_path, "corpus", {"id": 1, "text": "number"}, {"id": "1", "text": "text"})
     with pytest.raises(BadRows, match=r"corpus.jsonl:2: id '1' is there already"):
         read_corpus(tmp_path)
@@ -424,6 +422,8 @@ def test_ids_that_collide_after_conversion(tmp_path):
     write(tmp_path, "train", row | {"id": 1, "positive_ids": [7]}, row | {"id": 2, "positive_ids": ["7"]})
     with pytest.raises(BadRows, match=r"train.jsonl:2: the document id '7' is a number in one place and a text"):
         read_dataset(tmp_path / "train.jsonl")
+    with pytest.raises(BadRows, match="id '1' is there already"):
+        ll.encode_corpus(model, {1: "sea", "1": "sky"}, tmp_path / "vectors", show_progress_bar=False)
     for bad in (1.5, True, None, ["a"]):
         write(tmp_path, "corpus", {"id": bad, "text": "x"})
         with pytest.raises(BadRows, match="corpus.jsonl:1: id is"):

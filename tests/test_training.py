@@ -12,16 +12,17 @@ import pytest
 import torch
 from conftest import WORDS, free_port
 from datasets import Dataset
+from sentence_transformers import SentenceTransformerTrainingArguments
 
 import laser_lab as ll
 from laser_lab.data.readers import RetrievalTask, features
-from laser_lab.methods import LatentMethod
+from laser_lab.methods import LatentMethod, method_of
 from laser_lab.training import objectives, run, trainer
 from laser_lab.training.batches import Collator, training_pairs
 from laser_lab.training.objectives import DualViewLoss
 from laser_lab.training.resume import COMPLETE, STARTED, fingerprint, last_checkpoint
 from laser_lab.training.run import train
-from laser_lab.training.trainer import NonFiniteLoss
+from laser_lab.training.trainer import LatentTrainer, NonFiniteLoss
 
 FAST = dict(
     lora=dict(r=4, lora_alpha=8),
@@ -72,7 +73,7 @@ def load(tiny_folder, seed=0):
 TERMS = {
     "lexical": {"contrastive", "lexical"},
     "laser-lexical": {"contrastive", "explicit", "output", "trajectory", "lexical"},
-    "laser-halting": {"contrastive", "explicit", "output", "trajectory"},
+    "laser-halting": {"contrastive", "explicit", "output", "trajectory", "lexical"},
     "latent-halting": {"contrastive"},
     "lexical-no-halting": {"contrastive", "lexical"},
     "lexical-no-novelty": {"contrastive", "lexical"},
@@ -487,3 +488,36 @@ def test_one_command_for_several_processes(config, tmp_path):
 def test_bad_config(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     assert run.main([str(tmp_path / "c.yaml")]) == 2 and run.main([]) == 2
+
+
+def test_bfloat16_with_batches_by_length(tiny_folder, data, tmp_path):
+    """Frozen weights in bfloat16 under autocast, the adapter in float32; questions of like length share a batch."""
+    model = ll.load(tiny_folder, prompts={"query": "", "document": ""}, device="cpu", dtype="bfloat16")
+    options = FAST | {"bf16": True, "train_sampling_strategy": "group_by_length"}
+    del options["use_cpu"]  # follows where there is no accelerator
+    train(model, data, "lexical", output_dir=tmp_path / "run", **options)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert all(np.isfinite(entry["loss"]) for entry in model.history if "loss" in entry)
+    loaded = ll.load(tmp_path / "run" / "final", device="cpu")
+    assert loaded.encoder.backbone.embedding_table.dtype == torch.float32
+
+
+def test_batches_by_length_are_less_wide(tiny_folder, data, tmp_path):
+    def widths(strategy: str) -> list[int]:
+        model, method = load(tiny_folder), method_of("basic")
+        args = SentenceTransformerTrainingArguments(
+            str(tmp_path / strategy), per_device_train_batch_size=3, train_sampling_strategy=strategy,
+            remove_unused_columns=False, report_to="none", use_cpu=True,
+        )  # fmt: skip
+        uneven = [row | {"query": " ".join(["sea"] * (1 + 7 * i % 12))} for i, row in enumerate(rows(24))]
+        pairs = training_pairs(Dataset.from_list(uneven, features=features()))
+        trainer = LatentTrainer(
+            model=model, args=args, train_dataset=pairs, loss=DualViewLoss(model, method),
+            data_collator=Collator(model, method),
+        )  # fmt: skip
+        every = [batch["query_input_ids"].shape for batch in trainer.get_train_dataloader()]
+        assert sum(count for count, _ in every) == len(pairs)
+        return [width for _, width in every]
+
+    assert sum(widths("group_by_length")) < sum(widths("random"))

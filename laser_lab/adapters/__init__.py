@@ -1,9 +1,5 @@
-"""Trained adapters that come with the package: ``ll.load("gemma-3-270m", adapter="laser-entailment-bank")``.
-
-Each is a folder beside this file, written by :func:`laser_lab.lab.export.export_adapter`.
-"""
-
-from __future__ import annotations
+"""Trained adapters that come with the package: ``ll.load("gemma-3-270m", adapter="laser-entailment-bank")``. Each is a
+folder beside this file, written by :func:`laser_lab.lab.export.export_adapter`."""
 
 from pathlib import Path
 
@@ -12,11 +8,7 @@ NAMES = ("laser-entailment-bank",)
 
 
 def find(name: str) -> Path:
-    """The folder of a built-in adapter.
-
-    Raises:
-        FileNotFoundError: This copy of the package does not have it; the message says how to make it.
-    """
+    """The folder of a built-in adapter. FileNotFoundError: this copy does not have it; it says how to make it."""
     folder = FOLDER / name
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(

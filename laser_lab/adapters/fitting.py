@@ -1,7 +1,5 @@
 """Read a model and put an adapter on it, strictly: every weight must find its place, and nothing is unpickled."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from typing import Any

@@ -1,13 +1,12 @@
 """Other processes: locks that say what they wait for, workers that end with their parent, and what killed ones left."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os
 import platform
 import re
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,14 +24,8 @@ SWEPT_AFTER = 24 * 3600
 
 @contextmanager
 def locked(file: str | os.PathLike[str], holder: str, wait: bool = True) -> Iterator[None]:
-    """Hold the lock `file`; where another process does, wait for it and say so once.
-
-    Args:
-        holder: Who holds it, for the message: ``"another process that makes X"``.
-
-    Raises:
-        RuntimeError: It is held, and `wait` is off.
-    """
+    """Hold the lock `file`. Where another process does, wait and say once for whom: `holder`, such as ``"another
+    process that makes X"``. RuntimeError: it is held, and `wait` is off."""
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
@@ -47,13 +40,12 @@ def locked(file: str | os.PathLike[str], holder: str, wait: bool = True) -> Iter
         lock.release()
 
 
-def end_with_parent(interval: float = 1.0) -> None:
-    """Let this process end itself soon after its parent is gone: a killed parent cannot tell its workers. Called in a
-    worker; a second call does nothing."""
+def end_with_parent(parent: int, interval: float = 1.0) -> None:
+    """Called in a worker, ends it soon after its `parent`, the process of that number: a killed parent cannot tell its
+    workers. A second call does nothing."""
     name = "laser_lab-end-with-parent"
     if any(thread.name == name for thread in threading.enumerate()):
         return
-    parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -77,9 +69,15 @@ def scratch_prefix(name: str = "") -> str:
     return f".{name[:40]}.laser_lab-{_host()}-{os.getpid()}-"
 
 
+def scratch_folder(name: str, home: str | os.PathLike[str] | None = None) -> tempfile.TemporaryDirectory:
+    """A temporary folder in `home` (default: the system's), for a ``with``; what killed processes left is swept."""
+    home = Path(home or tempfile.gettempdir())
+    sweep(home)
+    return tempfile.TemporaryDirectory(prefix=scratch_prefix(name), dir=home)
+
+
 def sweep(folder: Path) -> None:
-    """Remove scratch files and folders in `folder` that a process of this machine left: it is dead, and they are older
-    than a day. Nothing else is touched."""
+    """Remove the scratch in `folder` that is older than a day and whose process, of this machine, is dead."""
     for path in folder.glob(".*.laser_lab-*"):
         found = _SCRATCH.match(path.name)
         if found is None or found[1] != _host() or psutil.pid_exists(int(found[2])):

@@ -1,19 +1,20 @@
 """Files: the cache, and writing that is whole or not there."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+import yaml
+from safetensors import safe_open
 
 from laser_lab.base.company import locked, scratch_prefix, sweep
 
@@ -29,12 +30,8 @@ def cache_dir() -> Path:
 def atomic_folder(target: Path, replaces: Callable[[str], bool] | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `target` that becomes `target` only when the block ends without an error.
 
-    Args:
-        replaces: Whether the new folder stands for an entry of the old one, by name. Entries that it does not stand
-            for are kept. Default: a `target` that is there and not empty is an error.
-
-    Raises:
-        OSError: `target` is there, and is no folder or may not be replaced.
+    `replaces` says by name which entries of an old `target` go; the others are kept. Without it, a `target` that is
+    there and not empty is an OSError, as is one that is no folder.
     """
     target = Path(target).expanduser().resolve()  # a link to a folder stays one
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +48,7 @@ def atomic_folder(target: Path, replaces: Callable[[str], bool] | None = None) -
         if replaces is None or not target.exists():
             os.replace(temporary, target)
         elif stays:
-            for old in target.iterdir():
+            for old in set(target.iterdir()) - {temporary}:
                 if (temporary / old.name).is_dir() or (replaces(old.name) and not (temporary / old.name).exists()):
                     shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
             for new in temporary.iterdir():
@@ -93,6 +90,7 @@ def atomic_file(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `target` that becomes `target` only when the block ends without an error."""
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    sweep(target.parent)
     handle, name = tempfile.mkstemp(prefix=scratch_prefix(target.name), suffix=target.suffix, dir=target.parent)
     os.close(handle)
     temporary = Path(name)
@@ -111,11 +109,7 @@ def write_text(target: str | os.PathLike[str], text: str) -> None:
 
 
 def read_json(file: str | os.PathLike[str]) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: It is no JSON; the message names the file.
-    """
+    """What a JSON file holds. ValueError: it is no JSON; the message names the file."""
     try:
         return json.loads(Path(file).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8 and too large a number are ValueErrors too
@@ -123,13 +117,7 @@ def read_json(file: str | os.PathLike[str]) -> Any:
 
 
 def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
-
-    Raises:
-        ValueError: It is no YAML, or holds something else; the message names the file.
-    """
-    import yaml
-
+    """The mapping that a YAML file holds. ValueError: it is no YAML, or holds something else; it names the file."""
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -141,14 +129,7 @@ def read_yaml(file: str | os.PathLike[str]) -> dict[str, Any]:
 
 def check_files(folder: str | os.PathLike[str], suffixes: Sequence[str] = (".json", ".safetensors")) -> None:
     """Read through the files of a folder that end in `suffixes`, ``.pt`` and ``.pth`` (of PyTorch) among them.
-
-    Raises:
-        ValueError: One is corrupt; the message names it.
-    """
-    import zipfile
-
-    from safetensors import safe_open
-
+    ValueError: one is corrupt; the message names it."""
     for file in sorted(file for file in Path(folder).iterdir() if file.suffix in suffixes):
         try:
             if file.suffix == ".json":

@@ -1,7 +1,5 @@
 """A fingerprint of what decides an embedding: weights, and the settings beside them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from typing import Any

@@ -4,16 +4,11 @@ An input is a text, an image, or ``{"text": ..., "image": ...}`` (as sentence-tr
 may be None).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm.auto import trange
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Input = Any
 """``str | Image | dict[str, str | Image | None]``"""
@@ -31,8 +26,8 @@ def text_of(item: Input) -> str:
     return item if isinstance(item, str) else ""
 
 
-def image_of(item: Input) -> Image | None:
-    """The image of an input, if it has one."""
+def image_of(item: Input) -> Any:
+    """The image of an input, or None."""
     if isinstance(item, dict):
         return item.get("image")
     return None if isinstance(item, str) else item
@@ -49,9 +44,7 @@ MOST_STEPS = 4096
 
 def check_steps(thinking_steps: int) -> int:
     """`thinking_steps` if it is a positive integer of at most :data:`MOST_STEPS`, else a ValueError."""
-    if isinstance(thinking_steps, bool) or not isinstance(thinking_steps, (int, np.integer)) or thinking_steps < 1:
-        raise ValueError(f"thinking_steps must be a positive integer (1 is a single pass), got {thinking_steps!r}")
-    if thinking_steps > MOST_STEPS:
+    if check_count("thinking_steps", thinking_steps) > MOST_STEPS:
         raise ValueError(f"thinking_steps must be at most {MOST_STEPS}, got {thinking_steps}")
     return int(thinking_steps)
 
@@ -82,12 +75,8 @@ def unwritable(text: str) -> bool:
 
 
 def check_texts(texts: Sequence[str]) -> list[str]:
-    """`texts` as a list if all are strings.
-
-    Raises:
-        TypeError: One is no string, or they have no order; the message names the first.
-        ValueError: One holds half of a surrogate pair, which no tokenizer takes.
-    """
+    """`texts` as a list. TypeError: one is no string, or they have no order. ValueError: one holds half of a surrogate
+    pair, which no tokenizer takes. The message names the first."""
     texts = _ordered(texts)
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -105,18 +94,15 @@ def _ordered(inputs: Iterable[Any]) -> list[Any]:
 
 
 def check_inputs(inputs: Iterable[Input]) -> list[Input]:
-    """`inputs` as a list if all are texts, images or both, else a TypeError that names the first that is not."""
+    """As :func:`check_texts`, for texts, images or both."""
     inputs = _ordered(inputs)
     for index, item in enumerate(inputs):
-        if isinstance(item, dict):
-            good = isinstance(text_of(item), str) and (image_of(item) is None or _is_image(image_of(item)))
-            good = good and any(item.get(key) is not None for key in ("text", "image"))
-        else:
-            good = is_single(item)
-        if good and unwritable(text_of(item)):
-            raise ValueError(f"the text of number {index} holds half of a surrogate pair: {text_of(item)!r:.80}")
-        if not good:
+        text, image = (item.get("text"), item.get("image")) if isinstance(item, dict) else (None, None)
+        both = isinstance(text, str | None) and (image is None or _is_image(image)) and (text, image) != (None, None)
+        if not (both or isinstance(item, str) or _is_image(item)):
             raise TypeError(f"inputs must be texts, PIL images or both, but number {index} is {item!r:.80}")
+        if unwritable(text_of(item)):
+            raise ValueError(f"the text of number {index} holds half of a surrogate pair: {text_of(item)!r:.80}")
     return inputs
 
 

@@ -1,23 +1,19 @@
-"""Float32 linear layers on the CPU through oneDNN: the same numbers, faster.
+"""Float32 linear layers on the CPU through oneDNN: the same numbers up to rounding, faster.
 
-PyTorch sends a float32 linear layer on an x86 CPU to MKL, which is about half as fast on CPUs of other makers as the
-oneDNN kernels that PyTorch ships for compiled graphs. Results are equal up to float32 rounding and differentiable.
-Other devices, dtypes and builds use PyTorch's own kernels.
+PyTorch sends a float32 linear layer on an x86 CPU to MKL, which on CPUs of other makers than Intel is about half as
+fast as the oneDNN kernels that PyTorch ships for compiled graphs. All else stays with PyTorch's own kernels.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-AVAILABLE = (
-    torch.backends.mkl.is_available()  # else float32 linear layers do not go to MKL in the first place
+AVAILABLE = (  # without MKL there is nothing to replace
+    torch.backends.mkl.is_available()
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
-"""Whether this build of PyTorch has both kernels."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -73,11 +69,8 @@ class Linear(nn.Linear):
 
 
 def use_fast_linear(model: nn.Module, fast: bool = True) -> None:
-    """Let every plain ``nn.Linear`` of `model` compute through oneDNN, or, with ``fast=False``, as PyTorch does.
-
-    Each layer is replaced by a new one with the same parameters and names: ties, adapters, saving and training do not
-    change.
-    """
+    """Let every plain ``nn.Linear`` of `model` compute through oneDNN, or, with ``fast=False``, as PyTorch does. A new
+    layer takes over the parameters and the name of each, so ties, adapters, saving and training do not change."""
     before, after = (nn.Linear, Linear) if fast else (Linear, nn.Linear)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):

@@ -1,7 +1,5 @@
 """Numbers: what is finite, and why something is not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +19,9 @@ class NotFinite(ValueError):
         self.what = f"row {rows[0]} of the batch"
         self.inputs: list[Any] = []
         """what stood in these rows, where that is known"""
+
+    def __reduce__(self) -> Any:  # Ray adds advice to `args`
+        return type(self), (self.reason, self.rows), self.__dict__
 
     def name(self, rows: Iterable[int], label: Callable[[int], str] = "text number {}".format) -> None:
         """Say which texts these are, and name the first."""

@@ -18,6 +18,8 @@ from laser_lab.index.folder import Shard, VectorFolder
 
 CORE, SMALL = 0.8, 0.1
 """Of a core: what a worker asks Ray for, and what reading and writing ask for beside it."""
+WORKERS_FED = 8
+"""Workers for which one process reads, and one writes: each holds PyTorch too (0.4 GB)."""
 BLOCKS = 10_000
 """Blocks of shard numbers at most: each is a task to Ray, which keeps a note of it."""
 
@@ -46,15 +48,18 @@ def run_on_ray(
         asks: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if gpus else {"num_cpus": CORE}
         workers = workers or gpus or max(1, int(resources["CPU"]))
         _pack(model, vectors)
-        ray.data.DataContext.get_current().enable_progress_bars = False  # one bar is enough
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False  # one bar is enough
+        context.raise_original_map_exception = True  # else what a function raised comes back as text alone
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         where = {"vectors": vectors, "how": how, "source": ray.put(source)}
         pool = ray.data.ActorPoolStrategy(size=workers)
+        few = ray.data.TaskPoolStrategy(size=-(-workers // WORKERS_FED))
         written = (
             ray.data.from_items(list(range(source.shards)), override_num_blocks=min(source.shards, BLOCKS))
-            .flat_map(_read, fn_kwargs=where, num_cpus=SMALL)
+            .flat_map(_read, fn_kwargs=where, compute=few, num_cpus=SMALL)
             .map(_Worker, fn_constructor_args=(vectors, how, bool(gpus)), compute=pool, **asks)
-            .map(_write, fn_kwargs={"vectors": vectors}, num_cpus=SMALL)
+            .map(_write, fn_kwargs={"vectors": vectors}, compute=few, num_cpus=SMALL)
         )
         for row in written.iter_rows():
             yield Progress(source.size_of(row["shard"]), row["documents"], row["steps"])
@@ -81,8 +86,8 @@ class _Worker:
         steps = np.zeros(len(ids), np.int16)
         for rows, found, taken in encode_batches(self.model, ids, texts, self.how):
             encoded[rows], steps[rows] = found, taken
-        shard = Shard(ids, encoded, steps, row["skipped"])
-        return {"shard": row["shard"], "content": shard.to_bytes(), "documents": len(ids), "steps": int(steps.sum())}
+        content = Shard(ids, encoded, steps, row["skipped"]).to_bytes().to_pybytes()
+        return {"shard": row["shard"], "content": content, "documents": len(ids), "steps": int(steps.sum())}
 
 
 def _read(row: dict[str, Any], source: Any, vectors: VectorFolder, how: Settings) -> list[dict[str, Any]]:
@@ -105,8 +110,8 @@ def _pack(model: SentenceTransformer, vectors: VectorFolder) -> None:
     """The model as a file that all workers read."""
     from ray import cloudpickle
 
-    with atomic_file(vectors.model_file) as temporary:
-        torch.save(model, temporary, pickle_module=cloudpickle)
+    with vectors.room_for("the model"), atomic_file(vectors.model_file) as temporary, temporary.open("wb") as file:
+        torch.save(model, file, pickle_module=cloudpickle)
 
 
 def _unpack(vectors: VectorFolder, device: str) -> SentenceTransformer:

@@ -15,10 +15,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
+from laser_lab.base.company import locked
 from laser_lab.base.fingerprint import fingerprint
 from laser_lab.corpus.cluster import run_on_ray
 from laser_lab.corpus.shards import Settings, run_here
@@ -92,12 +92,9 @@ def encode_corpus(
     rows = open_source(source, shard_size=shard_size, **columns, split=split, plan=vectors.source_plan)
     how = Settings(_steps(model, thinking_steps), _prompt(model, prompt), batch_size, dtype, skip_bad)
     vectors.path.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(vectors.path / ".lock", timeout=0):
-            vectors.begin(_settings(model, rows, how), _notes(model))
-            return _run(model, rows, vectors, how, engine, workers, show_progress_bar)
-    except Timeout as error:
-        raise RuntimeError(f"another run is writing to {vectors}") from error
+    with locked(vectors.path / ".lock", f"another run that writes to {vectors}", wait=False):
+        vectors.begin(_settings(model, rows, how), _notes(model))
+        return _run(model, rows, vectors, how, engine, workers, show_progress_bar)
 
 
 def _check(engine: str, dtype: str, **counts: int | None) -> None:

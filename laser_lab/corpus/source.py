@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from laser_lab.data.json_lines import check_head, parse_line
+from laser_lab.base.inputs import check_texts
+from laser_lab.data.json_lines import check_head, check_ids, id_text, parse_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ENDINGS = (".jsonl", ".json", ".parquet")
-_CHUNK = 1 << 22  # bytes read at once where lines are counted
+_CHUNK = 1 << 20  # bytes read at once where lines are counted
 
 
 class Documents(NamedTuple):
@@ -222,7 +223,9 @@ def open_source(
         from datasets import Dataset
 
         columns, id_column = ["text"], "id"
-        source = Dataset.from_dict({"id": list(source.keys()), "text": list(source.values())})
+        ids = [id_text(name) for name in source]
+        check_ids(ids, "the corpus")
+        source = Dataset.from_dict({"id": ids, "text": check_texts(source.values())})
     settings = (shard_size, columns, id_column)
     if hasattr(source, "select_columns") and hasattr(source, "__len__"):
         opened: Source = TableSource(source, *settings)

@@ -1,17 +1,13 @@
 """EntailmentBank's public release (Dalvi et al., EMNLP 2021; https://allenai.org/data/entailmentbank), task 2, as a
 folder that :mod:`laser_lab.data.readers` reads: ``python -m laser_lab.data.entailment_bank RELEASE FOLDER``."""
 
-from __future__ import annotations
-
-import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from laser_lab.base.files import write_text
+from laser_lab.data.json_lines import convert_by, write_json_lines
 
 WORLDTREE = "supporting_data/worldtree_corpus_sentences_extended.json"
 
@@ -19,11 +15,7 @@ WORLDTREE = "supporting_data/worldtree_corpus_sentences_extended.json"
 def convert(release: str | os.PathLike[str], folder: str | os.PathLike[str]) -> dict[str, int]:
     """Write ``corpus.jsonl`` and a file per split of `release` (the unpacked folder, or one above); returns rows per
     file. Equal texts are one document. The reasoning is the tree's conclusions in order; the last one is the
-    hypothesis.
-
-    Raises:
-        FileNotFoundError: `release` holds no such release.
-    """
+    hypothesis. FileNotFoundError: `release` holds no such release."""
     roots = sorted(path.parents[2] for path in Path(release).glob("**/dataset/task_2/train.jsonl"))
     if not roots or not (roots[-1] / WORLDTREE).is_file():
         raise FileNotFoundError(f"{release} has no dataset/task_2/train.jsonl with {WORLDTREE} beside it")
@@ -53,20 +45,8 @@ def convert(release: str | os.PathLike[str], folder: str | os.PathLike[str]) -> 
             question = {"id": row["id"], "query": row["question"], "answer": row["answer"], "reasoning": steps}
             files[file.stem].append(question | {"positive_ids": positive, "negative_ids": list(negative)})
     files["corpus"] = [{"id": name, "text": text} for text, name in ids.items()]
-    for name, rows in files.items():
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_text(Path(folder) / f"{name}.jsonl", lines)
-    return {name: len(rows) for name, rows in files.items()}
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("release", help="the unpacked release")
-    parser.add_argument("folder", help="folder to write")
-    options = parser.parse_args(arguments)
-    print(convert(options.release, options.folder))
-    return 0
+    return write_json_lines(folder, files)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(convert_by(convert, __doc__))

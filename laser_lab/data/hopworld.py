@@ -4,8 +4,6 @@ A query composes relations (functions from entity to entity): "teacher of mother
 All hops are known, so thoughts can be checked. :mod:`laser_lab.data.hopworld_lm` pretrains the world's language model.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import random
@@ -229,20 +227,19 @@ class HopWorld:
         rng = self._random("attributes")
         self.documents = {e: " ".join([e, *rng.sample(ATTRIBUTES, config.attributes)]) for e in self.entities}
 
-        self.known = []
-        self.splits = {"train": [], "dev": [], "test": []}
+        self.known, self.train, self.dev, self.test = [], [], [], []
+        self.splits = {"train": self.train, "dev": self.dev, "test": self.test}
         held_out: set[tuple[str, ...]] = set()
         for depth, (dev, test) in config.held_out.items():
             starts = product(self.entities, product(self.relations, repeat=depth))
             everything = [self.compose(start, relations) for start, relations in starts]
             self._random("splits").shuffle(everything)
-            self.splits["test"] += everything[:test]
-            self.splits["dev"] += everything[test : test + dev]
+            self.test += everything[:test]
+            self.dev += everything[test : test + dev]
             held_out.update((c.start, *c.relations) for c in everything[: test + dev])
             known = [c for c in everything[test + dev :] if not held_out.intersection(c.beginnings)]
             self.known += known
-            self.splits["train"] += known[: config.train_queries]
-        self.train, self.dev, self.test = self.splits.values()
+            self.train += known[: config.train_queries]
 
     def _random(self, purpose: str) -> random.Random:
         return random.Random(f"hopworld {self.config.seed} {purpose}")
@@ -274,10 +271,7 @@ class HopWorld:
     def dataset(self, split: str = "train") -> Dataset:
         """A split in the schema :data:`laser_lab.data.readers.COLUMNS`, plus ``answer`` (document id), ``bridges`` and
         ``depth``. In training, depths with fewer compositions repeat them, so that all have equally many rows.
-
-        Raises:
-            ValueError: No such split.
-        """
+        ValueError: no such split."""
         schema = features()
         schema.update(answer=Value("string"), bridges=schema["negatives"], depth=Value("int64"))
         compositions = self._balanced() if split == "train" else self.compositions(split)

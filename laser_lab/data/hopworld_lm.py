@@ -1,7 +1,5 @@
 """The language model of a HopWorld: pretrained from scratch on its facts, documents and chains of thought."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,22 +1,19 @@
-"""JSON lines, read with doubt: every line is an object of whole characters, or a reason why it is not."""
+"""JSON lines, read with doubt: every line is an object of whole characters, or a reason why it is not; and written."""
 
-from __future__ import annotations
-
+import argparse
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from laser_lab.base.files import write_text
 from laser_lab.base.inputs import unwritable
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, dict[str, Any] | str]]:
-    """(``file:line``, object), or (``file:line``, reason) where the line is no JSON object.
-
-    Raises:
-        FileNotFoundError: `file` is not there.
-        ValueError: It is no text, but compressed or in UTF-16.
-    """
+    """(``file:line``, object), or (``file:line``, reason) where the line is no JSON object. FileNotFoundError: `file`
+    is not there. ValueError: it is no text, but compressed or in UTF-16."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist.")
     with file.open("rb") as start:
@@ -68,3 +65,23 @@ def check_ids(ids: Any, what: str) -> None:
             raise ValueError(f"{what}: ids are strings, got {name!r} ({type(name).__name__})")
         if unwritable(name) or "\0" in name:
             raise ValueError(f"{what}: the id {name!r} holds what is no character")
+
+
+def write_json_lines(folder: str | os.PathLike[str], files: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """Write ``NAME.jsonl`` for each of `files` into `folder`; returns rows per file."""
+    for name, rows in files.items():
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_text(Path(folder) / f"{name}.jsonl", lines)
+    return {name: len(rows) for name, rows in files.items()}
+
+
+def convert_by(
+    convert: Callable[[str, str], dict[str, int]], about: str, arguments: Sequence[str] | None = None
+) -> int:
+    """The command of a converter of a public release: ``RELEASE FOLDER``."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("release", help="the unpacked release")
+    parser.add_argument("folder", help="folder to write")
+    options = parser.parse_args(arguments)
+    print(convert(options.release, options.folder))
+    return 0

@@ -1,7 +1,5 @@
 """Prompts: how an instruction and a query become one text. Knows no tokenizer and no model."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

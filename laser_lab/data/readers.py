@@ -1,7 +1,5 @@
-"""Readers: every source of training or evaluation data into one schema, a ``datasets.Dataset`` with :data:`COLUMNS` or
-a :class:`RetrievalTask`."""
-
-from __future__ import annotations
+"""Readers: every source of data into one schema, a ``datasets.Dataset`` with :data:`COLUMNS` to train on or a
+:class:`RetrievalTask` to score."""
 
 import logging
 import os
@@ -10,14 +8,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
-from laser_lab.base.files import missing_extra
+from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset, load_from_disk
+
 from laser_lab.data.json_lines import check_ids, id_text, json_lines
 from laser_lab.data.prompts import query_prompt
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from laser_lab.data.segments import segments
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +62,8 @@ class RetrievalTask:
         for prompt in self.prompts.values():
             query_prompt(prompt)
 
-    def check(self, *, graded: bool = True) -> RetrievalTask:
-        """The task itself, if there is something to rank, and (`graded`) something to score.
-
-        Raises:
-            ValueError: It has no queries, no documents, or no document that is relevant to anything.
-        """
+    def check(self, *, graded: bool = True) -> Self:
+        """The task itself, if there is something to rank and (`graded`) a relevant document; else a ValueError."""
         if missing := [name for name in ("queries", "corpus") if not getattr(self, name)]:
             raise ValueError(f"the task {self.name} has no {' and no '.join(missing)}")
         if graded and not any(grade > 0 for docs in self.qrels.values() for grade in docs.values()):
@@ -91,9 +84,12 @@ class BadRows(ValueError):
     """
 
     def __init__(self, problems: list[str], count: int | None = None) -> None:
-        super().__init__(problems, count)  # as they are, or no other process can read it
+        super().__init__(problems, count)
         self.problems = problems
         self.count = len(problems) if count is None else count
+
+    def __reduce__(self) -> Any:  # from one process to another; Ray adds advice to `args`
+        return type(self), (self.problems, self.count)
 
     def __str__(self) -> str:
         shown = self.problems[:20]
@@ -101,20 +97,17 @@ class BadRows(ValueError):
         lines = "\n  ".join(shown)
         return f"{self.count} bad rows (pass skip_bad=True to leave them out):\n  {lines}{more}"
 
-    def __reduce__(self) -> Any:  # from one process to another
-        return type(self), (self.problems,)
 
-
-def mini(split: str = "dev") -> RetrievalTask:
+def mini() -> RetrievalTask:
     """The bundled task: questions on science, everyday life, economics and code."""
-    return read_task(Path(__file__).parent / "mini", split)
+    return read_task(Path(__file__).parent / "mini")
 
 
-def read_task(folder: str | os.PathLike[str], split: str = "dev", *, skip_bad: bool = False) -> RetrievalTask:
+def read_task(folder: str | os.PathLike[str], split: str = "dev") -> RetrievalTask:
     """A folder with ``corpus.jsonl`` and ``SPLIT.jsonl`` (EntailmentBank layout) as a task; ids must not repeat."""
     _check_split(split)
     corpus = read_corpus(folder)
-    data = read_dataset(folder, split, skip_bad=skip_bad)
+    data = read_dataset(folder, split)
     # Public training data repeats ids (EntailmentBank does); a query to be scored must be one query.
     if repeated := [i for i, count in Counter(data["id"]).items() if count > 1]:
         raise ValueError(f"{folder}: {split} has {len(repeated)} ids more than once, e.g. {repeated[0]!r}")
@@ -129,12 +122,8 @@ def read_task(folder: str | os.PathLike[str], split: str = "dev", *, skip_bad: b
 
 
 def read_corpus(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """``corpus.jsonl`` (``id``, ``text``) as {id: text}.
-
-    Raises:
-        FileNotFoundError: No such file.
-        BadRows: A line is not JSON, or lacks an id or text, or repeats an id.
-    """
+    """``corpus.jsonl`` (``id``, ``text``) as {id: text}. BadRows: a line is no JSON, lacks an id or text, or repeats an
+    id."""
     file = Path(folder) / "corpus.jsonl"
     corpus: dict[str, str] = {}
     problems = []
@@ -182,33 +171,8 @@ def read_dataset(
         FileNotFoundError: Nothing at `source`, or no such split.
         BadRows: Rows are malformed, each listed with its line and the reason.
     """
-    try:
-        from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-    except ImportError as error:
-        raise missing_extra("datasets", "train") from error
     _check_split(split)
-    path = Path(source).expanduser()
-    corpus: dict[str, str] = {}
-    rows: Iterable[tuple[str, Any]]
-    if (path / "corpus.jsonl").is_file():
-        corpus = read_corpus(path)
-        rows = json_lines(path / f"{split}.jsonl")
-    elif path.suffix in (".jsonl", ".json") and path.is_file():
-        rows = json_lines(path)
-    elif path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
-        if not path.is_dir() or not list(path.glob("dataset*.json")) + list(path.glob("state.json")):
-            raise FileNotFoundError(
-                f"{str(source)!r} is no .jsonl file, no folder with corpus.jsonl or a saved Dataset."
-            )
-        loaded = load_from_disk(str(path))
-        if isinstance(loaded, DatasetDict):
-            if split not in loaded:
-                raise FileNotFoundError(f"{source} has no split {split!r}; it has {', '.join(loaded)}.")
-            loaded = loaded[split]
-        rows = ((f"{path.name}:{i + 1}", row) for i, row in enumerate(loaded))
-    else:
-        rows = ((f"{source}:{i + 1}", row) for i, row in enumerate(load_dataset(str(source), split=split)))
-
+    corpus, rows = _open(source, split)
     good, problems, dropped, kinds = [], [], [], {}
     for where, row in rows:
         result = row if isinstance(row, str) else _normalise(row, corpus, where, segment_by)
@@ -222,27 +186,40 @@ def read_dataset(
         else:
             good.append(result)
             dropped += [f"{doc!r} of query {result['id']!r} ({where})" for doc in both]
-    if problems and not skip_bad:
-        raise BadRows(problems)
-    if problems:
-        logger.warning(
-            "%s: %d of %d rows skipped, e.g. %s", source, len(problems), len(problems) + len(good), problems[0]
-        )
-    if dropped:
-        more = f" and {len(dropped) - 20} more" if len(dropped) > 20 else ""
-        logger.warning(
-            "%s: dropped from the negatives, as they are positive too: %s%s", source, ", ".join(dropped[:20]), more
-        )
-    if not good:
+    if not good or (problems and not skip_bad):
         raise BadRows(problems or [f"{source}: no rows"])
+    if problems:
+        total = len(problems) + len(good)
+        logger.warning("%s: %d of %d rows skipped, e.g. %s", source, len(problems), total, problems[0])
+    if dropped:
+        named = ", ".join(dropped[:20]) + (f" and {len(dropped) - 20} more" if len(dropped) > 20 else "")
+        logger.warning("%s: dropped from the negatives, as they are positive too: %s", source, named)
     used = [*COLUMNS, *(name for name in OPTIONAL if any(row[name] for row in good))]
     return Dataset.from_list([{name: row[name] for name in used} for row in good], features=features(*used))
 
 
+def _open(source: str | os.PathLike[str], split: str) -> tuple[dict[str, str], Iterable[tuple[str, Any]]]:
+    """The corpus that rows name documents of, if there is one, and (where it stands, row, or why it is none)."""
+    path = Path(source).expanduser()
+    if (path / "corpus.jsonl").is_file():
+        return read_corpus(path), json_lines(path / f"{split}.jsonl")
+    if path.suffix in (".jsonl", ".json") and path.is_file():
+        return {}, json_lines(path)
+    if not path.exists() and str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
+        name, loaded = str(source), load_dataset(str(source), split=split)
+    elif path.is_dir() and (list(path.glob("dataset*.json")) or (path / "state.json").exists()):
+        name, loaded = path.name, load_from_disk(str(path))
+    else:
+        raise FileNotFoundError(f"{str(source)!r} is no .jsonl file, no folder with corpus.jsonl or a saved Dataset.")
+    if isinstance(loaded, DatasetDict):
+        if split not in loaded:
+            raise FileNotFoundError(f"{source} has no split {split!r}; it has {', '.join(loaded)}.")
+        loaded = loaded[split]
+    return {}, ((f"{name}:{i}", row) for i, row in enumerate(loaded, 1))
+
+
 def features(*names: str) -> Any:
     """``datasets.Features`` of the named columns; default: those of :data:`COLUMNS`."""
-    from datasets import Features, List, Value
-
     text, kinds = Value("string"), COLUMNS | OPTIONAL
     return Features({name: text if kinds[name] is str else List(text) for name in names or COLUMNS})
 
@@ -262,8 +239,6 @@ def _missing(row: dict[str, Any], expected: dict[str, type]) -> str | None:
 
 def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_by: str) -> dict[str, Any] | str:
     """A row of any layout in the schema, or the reason why it cannot be."""
-    from laser_lab.data.segments import segments
-
     row = dict(row)
     if "positive_passages" in row:  # the layout of the released training data
         if reason := _missing(row, {"query": str}):
@@ -278,12 +253,10 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
             passages = row.get(f"{side}_passages") or []
             if not isinstance(passages, list):
                 return f"{side}_passages is a {type(passages).__name__}, expected list"
-            texts = [_passage_text(p) for p in passages]
-            if None in texts:
+            pairs = [_passage(passage) for passage in passages]
+            row[f"{side}_ids"], row[f"{side}s"] = [doc for doc, _ in pairs], [text for _, text in pairs]
+            if None in row[f"{side}s"]:
                 return f"{side}_passages must hold texts, or objects with a text"
-            row[f"{side}s"] = texts
-            ids = [p.get("docid") if isinstance(p, dict) else None for p in passages]
-            row[f"{side}_ids"] = [t if i is None else i for i, t in zip(ids, texts)]
     row["id"] = id_text(where if row.get("id") in (None, "") else row["id"])
     if isinstance(row.get("reasoning"), str) or row.get("reasoning") is None:
         reasoning = row.get("reasoning") or ""
@@ -318,16 +291,14 @@ def _normalise(row: dict[str, Any], corpus: dict[str, str], where: str, segment_
 
 def _collision(row: dict[str, Any], kinds: dict[tuple[str, str], type]) -> str | None:
     """What is wrong if an id of the row was a number where the same id was a text before, or the other way round."""
-    given = {"id": [row.get("id")]} | {
-        f"{side}_ids": [p.get("docid") if isinstance(p, dict) else None for p in row.get(f"{side}_passages") or []]
-        or row.get(f"{side}_ids") or []
-        for side in ("positive", "negative")
-    }  # fmt: skip
-    for name, ids in given.items():
-        for value in ids:
-            what = "id" if name == "id" else "document id"
-            if value is not None and kinds.setdefault((what, id_text(value)), type(value)) is not type(value):
-                return f"the {what} {id_text(value)!r} is a number in one place and a text in another"
+    given = [("id", row.get("id"))]
+    for side in ("positive", "negative"):
+        passages = row.get(f"{side}_passages") or []
+        ids = [p.get("docid") if isinstance(p, dict) else None for p in passages] or row.get(f"{side}_ids") or []
+        given += [("document id", value) for value in ids]
+    for what, value in given:
+        if value is not None and kinds.setdefault((what, id_text(value)), type(value)) is not type(value):
+            return f"the {what} {id_text(value)!r} is a number in one place and a text in another"
     return None
 
 
@@ -340,8 +311,11 @@ def _drop_positives(row: dict[str, Any]) -> list[str]:
     return [doc for doc, _ in dropped]
 
 
-def _passage_text(passage: Any) -> str | None:
-    if isinstance(passage, dict):
-        title, text = passage.get("title"), passage.get("text")
-        return f"{title} {text}".strip() if title and isinstance(text, str) else text
-    return passage if isinstance(passage, str) else None
+def _passage(passage: Any) -> tuple[Any, str | None]:
+    """Its id, or the text where it has none, and its text behind the title; None if there is no text."""
+    if not isinstance(passage, dict):
+        text = passage if isinstance(passage, str) else None
+        return text, text
+    doc, title, text = (passage.get(name) for name in ("docid", "title", "text"))
+    text = f"{title} {text}".strip() if title and isinstance(text, str) else text
+    return (text if doc is None else doc), text

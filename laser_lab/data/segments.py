@@ -1,7 +1,5 @@
 """Reasoning in segments, and which segment a thinking step is aligned with."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 
@@ -23,13 +21,11 @@ def segments(reasoning: str | Sequence[str], by: str = "blank line") -> list[str
 
 
 def downsample(count: int, steps: int, rule: str = "released") -> list[int]:
-    """The segment (from 0, of `count`) that each of `steps` thinking steps is aligned with, in order.
+    """The segment (from 0, of `count`) that each of `steps` thinking steps is aligned with, in order. ValueError:
+    `rule` is unknown, or a count is not positive.
 
     ``"released"`` (as the LaSER code): ``linspace(0, M-1, K)`` truncated; where M < K, each once, then the last again.
     ``"paper"`` (LaSER, eq. 9): step i = 1..K takes segment max(floor(i·M/K), 1), from 1.
-
-    Raises:
-        ValueError: `rule` is unknown, or a count is not positive.
     """
     if count < 1 or steps < 1:
         raise ValueError(f"segments and steps must be positive, got {count} and {steps}")

@@ -1,12 +1,8 @@
 """Templates: a text as a message in a tokenizer's chat template. Knows tokenizers and no model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 EMPTY_THOUGHT = "<think>\n\n</think>\n\n"  # what the released training and evaluation write after the chat template
 

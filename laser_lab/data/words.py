@@ -1,7 +1,5 @@
 """The words of texts as a tokenizer's ids: what a thought can be asked to say."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence

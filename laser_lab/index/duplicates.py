@@ -14,7 +14,7 @@ import numpy as np
 from laser_lab.index.folder import VectorFolder
 
 PART = 1 << 22
-"""Ids of a part: 100 MB while it is sorted. A billion documents make 239 parts, and 24 GB of files for the while."""
+"""Ids of a part: 0.2 GB while it is sorted. A billion documents make 239 parts, and 24 GB of files for the while."""
 
 
 def repeated_ids(folder: VectorFolder, shards: int, part: int = PART) -> Iterator[np.ndarray]:
@@ -40,6 +40,10 @@ def repeated_ids(folder: VectorFolder, shards: int, part: int = PART) -> Iterato
 
 def _repeated(records: np.ndarray) -> np.ndarray:
     """(n, 3) records of 128 bits and place to the (m, 4) places of :func:`repeated_ids`."""
+    order = np.argsort(records[:, 0], kind="stable")
+    same = np.diff(records[order, 0]) == 0
+    twins = np.append(same, False) | np.insert(same, 0, False)  # few: only they are looked at whole
+    records = records[order[twins]]
     records = records[np.lexsort(records.T[::-1])]
     again = np.zeros(len(records), bool)
     again[1:] = (records[1:, :2] == records[:-1, :2]).all(axis=1)

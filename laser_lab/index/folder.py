@@ -10,7 +10,6 @@ A shard is there whole or not at all, so that the shards that are missing are al
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import shutil
@@ -42,8 +41,8 @@ class Shard(NamedTuple):
     skipped: int
     """bad rows of the source that were left out"""
 
-    def to_bytes(self) -> bytes:
-        """The shard as a Parquet file."""
+    def to_bytes(self) -> pa.Buffer:
+        """The shard as a Parquet file, in memory."""
         vectors = np.ascontiguousarray(self.vectors)
         kind = pa.list_(pa.field("item", pa.from_numpy_dtype(vectors.dtype), nullable=False), vectors.shape[1])
         columns = {
@@ -55,9 +54,10 @@ class Shard(NamedTuple):
             [pa.field(name, column.type, nullable=False) for name, column in columns.items()],
             metadata={"skipped": str(self.skipped), "steps": str(int(self.steps.sum()))},
         )
-        file = io.BytesIO()
-        pq.write_table(pa.table(columns, schema), file, compression="zstd", use_dictionary=False)
-        return file.getvalue()
+        sink = pa.BufferOutputStream()  # short row groups: what is compressed is held a second time
+        table = pa.table(columns, schema)
+        pq.write_table(table, sink, row_group_size=1024, compression="zstd", use_dictionary=False)
+        return sink.getvalue()
 
 
 class VectorFolder:
@@ -149,22 +149,28 @@ class VectorFolder:
     def has(self, number: int) -> bool:
         return self.shard_file(number).exists()
 
-    def write_shard(self, number: int, content: bytes) -> None:
+    def write_shard(self, number: int, content: bytes | pa.Buffer) -> None:
         """Write a shard whole or not at all, through to the disk.
 
         Raises:
             OSError: No space is left; the shards that are there stay.
         """
+        what = f"shard {number} ({len(content) / 1e6:.1f} MB)"
+        with self.room_for(what), atomic_file(self.shard_file(number)) as temporary, temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # before the rename: after a loss of power no named shard is half there
+
+    @contextmanager
+    def room_for(self, what: str) -> Iterator[None]:
+        """Inside, an error of a full disk says what did not fit and what to do."""
         try:
-            with atomic_file(self.shard_file(number)) as temporary, temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # before the rename: after a loss of power no named shard is half there
+            yield
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            need = f"no space for shard {number} ({len(content) / 1e6:.1f} MB). The finished shards stay: make space"
-            raise OSError(error.errno, f"{need} and run the same call again", str(self)) from error
+            advice = "The finished shards stay: make space and run the same call again"
+            raise OSError(error.errno, f"no space for {what}. {advice}", str(self)) from error
 
     def remove_leftovers(self) -> None:
         """Remove the temporary files of a run that was killed; only for who holds the folder's lock."""

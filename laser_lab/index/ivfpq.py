@@ -20,8 +20,9 @@ from laser_lab.base.files import atomic_file, cached_build, write_text
 if TYPE_CHECKING:
     from laser_lab.index.search import VectorIndex
 
-TARGET = 0.96
-"""Recall@100 for which lists are added to a search, a little above what is promised (0.95)."""
+TARGET = 0.98
+"""Recall@100 for which lists are added to a search. It is measured with documents as queries; real ones lie further
+off, and their recall is lower: 0.936 where documents had 0.974, 0.972 where they had 0.985. Promised is 0.95."""
 SAMPLE = 256  # documents that serve as queries when recall is measured
 TRAINING = 1 << 21  # vectors that training sees at most: what building holds in memory
 BLOCK = 1 << 20  # vectors of a block

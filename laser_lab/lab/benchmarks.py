@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -22,9 +22,14 @@ from laser_lab.data.prompts import query_prompt
 from laser_lab.encoder import LatentRetriever
 from laser_lab.lab.published import beside
 
-if TYPE_CHECKING:
-    from mteb.abstasks.retrieval import AbsTaskRetrieval
-    from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
+try:
+    import mteb
+except ImportError as error:
+    raise missing_extra("mteb", "benchmarks") from error
+from mteb._create_dataloaders import create_dataloader
+from mteb.abstasks.retrieval import AbsTaskRetrieval
+from mteb.models import SearchEncoderWrapper, SentenceTransformerEncoderWrapper
+from mteb.types import PromptType
 
 
 @dataclass(frozen=True)
@@ -86,8 +91,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 The paper ran ``bright``; ``bright-v1.1`` also drops the documents that BRIGHT excludes per query. FollowIR's quality is
 that of the original instructions. The paper does not say which documents BrowseComp-Plus counts: with ``gold_only``
 Qwen3-Embedding-0.6B's public leaderboard row (8.5, 30.5, 66.2) is nearest to the paper's (8.0, 29.1, 64.8). The
-released evaluation wraps texts in the chat template (``ll.load(..., template="chat")``) and reads prompts that were not
-released; the model card does neither.
+released evaluation has the chat template (``ll.load(..., template="chat")``) and prompts that were not released.
 """
 
 
@@ -117,24 +121,20 @@ def run(
 
     Raises:
         KeyError: No such benchmark.
-        ModuleNotFoundError: `mteb` is not installed.
     """
-    mteb = _mteb()
     if benchmark not in BENCHMARKS:
         raise KeyError(f"no benchmark {benchmark!r}; there are {', '.join(BENCHMARKS)}")
     what = BENCHMARKS[benchmark]
-    wanted: dict[str, list[str]] = {}
-    for task, subset, _ in what.columns.values():
-        wanted.setdefault(task, []).append(subset)
+    frame = pd.DataFrame.from_dict(what.columns, orient="index", columns=["task", "subset", "measure"])
     own = {task.metadata.name: task for task in tasks}
     chosen = [
-        own[task] if task in own else mteb.get_task(task, hf_subsets=_hub_subsets(subsets))
-        for task, subsets in wanted.items()
+        own[task] if task in own else mteb.get_task(task, hf_subsets=None if "default" in subsets else list(subsets))
+        for task, subsets in frame.groupby("task", sort=False)["subset"].unique().items()
     ]
     instructions = {task.metadata.name: what.instruction or library_instruction(task) for task in chosen}
     wrapped = mteb_model(model, instructions=instructions, thinking_steps=thinking_steps)
     if corpus is not None:
-        wrapped = stored_corpus(wrapped, corpus)
+        wrapped = StoredCorpus(wrapped, corpus)
     results = mteb.evaluate(
         wrapped,
         chosen,
@@ -142,37 +142,29 @@ def run(
         cache=None if folder is None else mteb.ResultCache(folder),
         show_progress_bar=show_progress_bar,
         co2_tracker=False,
+    ).task_results
+    scores = pd.concat(
+        pd.json_normalize(rows, sep="/").assign(task=result.task_name)
+        for result in results
+        for rows in result.scores.values()
     )
-    scores, seconds = {}, {}
-    for result in results.task_results:
-        seconds[result.task_name] = result.evaluation_time
-        for split in result.scores.values():
-            scores |= {(result.task_name, found["hf_subset"]): found for found in split}
-    settings = wrapped.mteb_model_meta.experiment_kwargs
-    rows = []
-    for column, (task, subset, measure) in what.columns.items():
-        value: Any = scores[task, subset]
-        for key in measure.split("/"):
-            value = value[key]
-        row = dict(benchmark=benchmark, column=column, value=100 * value, task=task, subset=subset, measure=measure)
-        rows.append(row | settings | {"instruction": instructions[task], "seconds": seconds[task]})
-    frame = pd.DataFrame(rows)
-    by_column = frame.set_index("column")["value"]
+    scores = scores.drop_duplicates(["task", "hf_subset"], keep="last").set_index(["task", "hf_subset"])
+    frame["value"] = [100 * scores.loc[(row.task, row.subset), row.measure] for row in frame.itertuples()]
+    frame["instruction"] = frame["task"].map(instructions)
+    frame["seconds"] = frame["task"].map({result.task_name: result.evaluation_time for result in results})
     for column, parts in what.means.items():
-        row = dict(benchmark=benchmark, column=column, value=by_column[list(parts)].mean(), measure="mean")
-        frame = pd.concat([frame, pd.DataFrame([row | settings])], ignore_index=True)
-    return frame
+        frame.loc[column, ["value", "measure"]] = frame.loc[list(parts), "value"].mean(), "mean"
+    frame = frame.rename_axis("column").reset_index()
+    return frame.assign(benchmark=benchmark, **wrapped.mteb_model_meta.experiment_kwargs)
 
 
 def report(measured: Mapping[str, pd.DataFrame], rows: Mapping[str, str]) -> pd.DataFrame:
-    """Measured results and template beside the published row, under ``measured`` and ``published``.
+    """What :func:`run` returned, by name of a model, beside published rows, under ``measured`` and ``published``.
 
     Args:
-        measured: Name of a model to what :func:`run` returned for it; all of one benchmark.
-        rows: Name to published row, e.g. ``{"mine": "LaSER (Qwen3-0.6B)"}``.
+        rows: Name to published row, e.g. ``{"mine": "LaSER (Qwen3-0.6B)"}``; a KeyError if there is none.
 
     Raises:
-        KeyError: `rows` names a row that neither side has.
         ValueError: The frames are of several benchmarks.
     """
     names = {name for frame in measured.values() for name in frame["benchmark"]}
@@ -190,107 +182,79 @@ def report(measured: Mapping[str, pd.DataFrame], rows: Mapping[str, str]) -> pd.
     return table[[column for column in table.columns if column[1] in shown]]
 
 
+class ThinkingEncoder(SentenceTransformerEncoderWrapper):
+    """MTEB's wrapper, with a K and the prompts of a task's own ``prompt`` column."""
+
+    options: Mapping[str, Any] = {}
+
+    def encode(self, inputs: Any, **kwargs: Any) -> Any:
+        if kwargs.get("prompt_type") == "query" and "prompt" in inputs.dataset.column_names:
+            kwargs["prompts"] = [prompt or "" for prompt in inputs.dataset["prompt"]]
+        return super().encode(inputs, **self.options, **kwargs)
+
+
 def mteb_model(
     model: LatentRetriever, *, instructions: Mapping[str, str] | None = None, thinking_steps: int | None = None
-) -> SentenceTransformerEncoderWrapper:
-    """The model for ``mteb.evaluate``, with a prompt per task, and K, token limit and weights in the results.
-
-    Without it MTEB's cache cannot tell a retriever before and after training apart.
+) -> ThinkingEncoder:
+    """The model for ``mteb.evaluate``, with a prompt per task; K, token limit and weights are in the results, without
+    which MTEB's cache cannot tell a retriever before and after training apart.
 
     Args:
         instructions: Task name to what its queries are told; the model's own prompt ``"TASK-query"`` wins, and so does
             a task's ``prompt`` column. Other tasks, and all documents, have the model's own prompts.
-        thinking_steps: K for queries and documents; default: the model's own.
-
-    Raises:
-        ModuleNotFoundError: `mteb` is not installed.
-        ValueError: ``thinking_steps`` is not a positive integer.
+        thinking_steps: K for queries and documents, a positive integer; default: the model's own.
     """
-    _mteb()
-    from mteb.models import SentenceTransformerEncoderWrapper
-
     steps = model.encoder.steps_of(thinking_steps)
-    given = {} if thinking_steps is None else {"thinking_steps": steps}
-
-    class ThinkingEncoder(SentenceTransformerEncoderWrapper):
-        def encode(self, inputs: Any, **kwargs: Any) -> Any:
-            if kwargs.get("prompt_type") == "query" and "prompt" in inputs.dataset.column_names:
-                kwargs["prompts"] = [prompt or "" for prompt in inputs.dataset["prompt"]]
-            return super().encode(inputs, **given, **kwargs)
-
     wrapped = ThinkingEncoder(model)
+    wrapped.options = {} if thinking_steps is None else {"thinking_steps": steps}
     prompts = {f"{task}-query": query_prompt(sentence) for task, sentence in (instructions or {}).items()}
     # not handed in: the constructor would overwrite the model's own prompts
     wrapped.model_prompts = prompts | {key: text for key, text in model.prompts.items() if text is not None}
-    wrapped.mteb_model_meta = wrapped.mteb_model_meta.model_copy(
-        update={
-            "name": "laser_lab/" + re.sub(r"[^\w.-]+", "_", os.path.basename(str(model.encoder.base)) or "model"),
-            "revision": _fingerprint(model, wrapped.model_prompts),
-            "experiment_kwargs": {
-                "thinking_steps": steps,
-                "max_length": model.encoder.max_length,
-                "template": model.encoder.template or "none",
-            },
-        }
-    )
+    name = re.sub(r"[^\w.-]+", "_", os.path.basename(str(model.encoder.base)) or "model")
+    settings = {"thinking_steps": steps, "max_length": model.encoder.max_length}
+    settings["template"] = model.encoder.template or "none"
+    revision = _fingerprint(model, wrapped.model_prompts)
+    about = {"name": f"laser_lab/{name}", "revision": revision, "experiment_kwargs": settings}
+    wrapped.mteb_model_meta = wrapped.mteb_model_meta.model_copy(update=about)
     return wrapped
 
 
-def stored_corpus(wrapped: SentenceTransformerEncoderWrapper, folder: str | os.PathLike[str]) -> SearchEncoderWrapper:
-    """A model of :func:`mteb_model` whose documents are encoded into `folder`, once, and searched there.
+class StoredCorpus(SearchEncoderWrapper):
+    """A search by MTEB whose documents are encoded into `folder`, once, and searched there. Those without a text are
+    left out and counted. Results name the documents' K too (``document_steps``)."""
 
-    Documents without a text are left out and counted. Results name the documents' K too (``document_steps``).
-    """
-    from mteb._create_dataloaders import create_dataloader
-    from mteb.models import SearchEncoderWrapper
-    from mteb.types import PromptType
+    def __init__(self, wrapped: ThinkingEncoder, folder: str | os.PathLike[str]) -> None:
+        super().__init__(wrapped)
+        self.folder, meta = Path(folder), wrapped.mteb_model_meta
+        settings = meta.experiment_kwargs | {"document_steps": wrapped.model.encoder.steps_of(side="document")}
+        self.mteb_model_meta = meta.model_copy(update={"experiment_kwargs": settings})
 
-    class StoredCorpus(SearchEncoderWrapper):
-        def index(self, corpus: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **options: Any) -> None:
-            how = options["encode_kwargs"]
-            side = {"task_metadata": task_metadata, "prompt_type": PromptType.document}
-            encode_corpus(
-                model := wrapped.model,
-                create_dataloader(corpus, **side).dataset.select_columns(["id", "text"]),
-                place := Path(folder) / task_metadata.name / f"{hf_subset}-{hf_split}",
-                prompt=wrapped.get_prompt(*side.values()) or "",
-                skip_bad=True,
-                **how,
-            )
-            self.vectors = open_corpus(place, model)
+    def index(self, corpus: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, **options: Any) -> None:
+        how = options["encode_kwargs"]
+        side = {"task_metadata": task_metadata, "prompt_type": PromptType.document}
+        encode_corpus(
+            self.model.model,
+            create_dataloader(corpus, **side).dataset.select_columns(["id", "text"]),
+            place := self.folder / task_metadata.name / f"{hf_subset}-{hf_split}",
+            prompt=self.model.get_prompt(*side.values()) or "",
+            skip_bad=True,
+            **how,
+        )
+        self.vectors = open_corpus(place, self.model.model)
 
-        def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **options: Any) -> dict[str, Any]:
-            how = options["encode_kwargs"]
-            side = {"task_metadata": options["task_metadata"], "prompt_type": PromptType.query}
-            where = {"hf_split": options["hf_split"], "hf_subset": options["hf_subset"]}
-            found = wrapped.encode(create_dataloader(queries, **side, **how), **side, **where, **how)
-            named = dict(zip(queries["id"], found))
-            if top_ranked is None:
-                return self.vectors.run(named, top_k)
-            return self.vectors.scores(named, top_ranked)
-
-    found, meta = StoredCorpus(wrapped), wrapped.mteb_model_meta
-    settings = meta.experiment_kwargs | {"document_steps": wrapped.model.encoder.steps_of(side="document")}
-    found.mteb_model_meta = meta.model_copy(update={"experiment_kwargs": settings})
-    return found
+    def search(self, queries: Any, *, top_k: int, top_ranked: Any = None, **options: Any) -> dict[str, Any]:
+        how = options["encode_kwargs"]
+        side = {"task_metadata": options["task_metadata"], "prompt_type": PromptType.query}
+        where = {"hf_split": options["hf_split"], "hf_subset": options["hf_subset"]}
+        found = self.model.encode(create_dataloader(queries, **side, **how), **side, **where, **how)
+        named = dict(zip(queries["id"], found))
+        return self.vectors.run(named, top_k) if top_ranked is None else self.vectors.scores(named, top_ranked)
 
 
 def library_instruction(task: AbsTaskRetrieval) -> str:
     """What MTEB tells the queries of a task, by default its general sentence."""
     prompt = task.metadata.prompt
     return (prompt.get("query") if isinstance(prompt, dict) else prompt) or task.abstask_prompt
-
-
-def _mteb() -> Any:
-    try:
-        import mteb
-    except ImportError as error:
-        raise missing_extra("mteb", "benchmarks") from error
-    return mteb
-
-
-def _hub_subsets(subsets: list[str]) -> list[str] | None:
-    return None if subsets[0] == "default" else list(dict.fromkeys(subsets))
 
 
 def _fingerprint(model: LatentRetriever, prompts: Mapping[str, str]) -> str:

@@ -12,9 +12,6 @@ import pandas as pd
 from laser_lab.base.files import cache_dir, cached_build, read_json, write_text
 from laser_lab.lab.provenance import code_version
 
-ROWS_FILE = "rows.json"
-"""How many lines ``per_query.csv`` has."""
-
 
 class Cached:
     """``per_query.csv``, a row per query and inference K, and a record beside it.
@@ -38,8 +35,8 @@ class Cached:
         """Columns in front of those of :meth:`frame`."""
         raise NotImplementedError
 
-    def fill(self, folder: Path) -> None:
-        """Make the result in an empty `folder`."""
+    def fill(self, folder: Path) -> dict[str, Any]:
+        """Write ``per_query.csv`` into an empty `folder` and return the record."""
         raise NotImplementedError
 
     @property
@@ -53,18 +50,15 @@ class Cached:
 
     @property
     def done(self) -> bool:
-        """Whether the result is there, with as many rows as it was written with: a loss of power can cut a file."""
+        """Whether the result is there, with as many lines as it was written with: a loss of power can cut a file."""
         try:
-            self.record  # noqa: B018
-            rows = self._rows()
-            count = self.folder / ROWS_FILE
-            return not count.exists() or read_json(count) == rows  # earlier versions did not count
-        except (FileNotFoundError, ValueError):
+            return self.record["lines"] == self._lines(self.folder)
+        except (FileNotFoundError, KeyError, ValueError):
             return False
 
-    def _rows(self, folder: Path | None = None) -> int:
-        with open((folder or self.folder) / "per_query.csv", "rb") as file:
-            return sum(1 for _ in file)
+    @staticmethod
+    def _lines(folder: Path) -> int:
+        return (folder / "per_query.csv").read_bytes().count(b"\n")
 
     @property
     def record(self) -> dict[str, Any]:
@@ -74,8 +68,8 @@ class Cached:
         """Make the result once; wait if another process is at it. One that is cut is made again."""
 
         def fill(folder: Path) -> None:
-            self.fill(folder)
-            write_text(folder / ROWS_FILE, json.dumps(self._rows(folder)))
+            record = self.fill(folder) | {"lines": self._lines(folder)}
+            write_text(folder / self.record_file, json.dumps(record, indent=1))
 
         cached_build(self.folder, fill, lambda _: self.done)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import shutil
 import sys
@@ -55,11 +54,8 @@ MEASURED = ("thinking_steps", "document_steps", "steps", "depth")
 
 @dataclass(frozen=True)
 class Cell(Cached):
-    """One training, read at every K from 1 to :data:`READ_STEPS`. Its folder also holds the trained ``model``.
-
-    Only the queries think longer or shorter than in training: the documents are an index that stays. In
-    ``ndcg@10_same_k`` the documents think as long as the queries.
-    """
+    """One training, read at every K from 1 to :data:`READ_STEPS`: by the queries, while the documents are an index that
+    stays. In ``ndcg@10_same_k`` they think equally long. The folder also holds the trained ``model``."""
 
     method: str
     seed: int = 0
@@ -109,7 +105,7 @@ class Cell(Cached):
         """The retriever that the cell trained."""
         return load(self.folder / "model", device="cpu")
 
-    def fill(self, folder: Path) -> None:
+    def fill(self, folder: Path) -> dict[str, Any]:
         """Train, read and record."""
         world = HopWorld(HopWorldConfig(**self.world))
         settings = HOPWORLD_SETTINGS | self.settings
@@ -128,9 +124,8 @@ class Cell(Cached):
         (folder / "run" / "final").rename(folder / "model")
         shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
         longest = model.encoder.max_steps or max(READ_STEPS, self.steps)
-        scores = _read(model, world, self.split, self.steps, longest)
-        scores.to_csv(folder / "per_query.csv", index=False)
-        write_text(folder / "cell.json", json.dumps(record | {"history": model.history}, indent=1))
+        _read(model, world, self.split, self.steps, longest).to_csv(folder / "per_query.csv", index=False)
+        return record | {"history": model.history}
 
 
 WEIGHS = 0.01
@@ -165,8 +160,7 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
     """Run what is not cached and return the whole table: a row per cell, query and inference K.
 
     Args:
-        workers: Cells at a time, each a process with one thread (joblib); default: a process per core. 0 runs them
-            here.
+        workers: Processes (joblib), of one thread each; default: one per core. 0 runs the cells here.
 
     Raises:
         RuntimeError: A cell failed; the others are done.
@@ -200,7 +194,7 @@ def run(cells: Iterable[Cell], *, workers: int | None = None, show_progress_bar:
 def _quietly(function: Callable[[Any], Any], item: Any, cache: Path, caller: int | None = None) -> str | None:
     """Call without what it prints; what went wrong, if anything did, so that the others go on."""
     if caller not in (None, os.getpid()):  # the id of the process that asks
-        end_with_parent()
+        end_with_parent(caller)
     os.environ["LASER_LAB_CACHE"] = str(cache)  # workers are kept, with the environment that they started in
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         try:

@@ -20,8 +20,10 @@ from laser_lab.lab.records import best_settings, write_records
 from laser_lab.lab.rows import Row
 from laser_lab.training.run import check_arguments
 
-KEYS = ("model", "max_length", "read_steps", "corpus", "training", "rows", "search")
-"""What a configuration file names; without a ``search`` there is none to run."""
+KEYS = ("model", "max_length", "read_steps", "corpus", "training", "rows")
+"""What a configuration file names."""
+MORE_KEYS = ("search", "dtype")
+"""What it may name."""
 
 
 def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: str | None = None) -> list[Row]:
@@ -30,8 +32,8 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
     A row's own ``training`` goes over that of all, and a reading is trained as the row that it reads. `corpus` goes
     over the file's.
     """
-    check_names(config, KEYS, "the configuration")
-    if missing := [name for name in KEYS if name not in config and name != "search"]:
+    check_names(config, (*KEYS, *MORE_KEYS), "the configuration")
+    if missing := [name for name in KEYS if name not in config]:
         raise ValueError(f"the configuration does not name {', '.join(missing)}")
     known = {field.name for field in fields(Row)} - {"data", "seed"} | {"seeds"}
     for entry in config["rows"]:
@@ -39,7 +41,7 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
         check_arguments(entry.get("training", ()), f"the training of {where}")
     for name in ("training", "search"):
         check_arguments(config.get(name, ()), f"{name} in the configuration")
-    shared = {name: config[name] for name in ("model", "max_length", "read_steps", "corpus")}
+    shared = {name: config[name] for name in ("model", "max_length", "read_steps", "corpus", "dtype") if name in config}
     if corpus is not None:
         shared["corpus"] = corpus
     trials: list[dict[str, Any]] = [{}]
@@ -82,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         both = [row for corpus in ("pooled", "full") for row in rows_of(config, options.data, corpus=corpus)]
         seed = options.seeds[0] if options.seeds else 0
         chosen = [row for row in both if row.system == options.export and row.seed == seed]
+        chosen = [row for row in chosen if row.steps == chosen[0].steps]  # the first K that the file names
         folder = export_adapter(chosen, options.to or adapters.FOLDER / f"{options.export}-entailment-bank")
         size = sum(file.stat().st_size for file in folder.iterdir())
         print(f"{folder.name}: {size / 1e6:.1f} MB")

@@ -58,11 +58,9 @@ ai.google.dev/gemma/terms, which also restrict its use (ai.google.dev/gemma/proh
 
 
 def export_adapter(rows: Sequence[Row], folder: str | os.PathLike[str]) -> Path:
-    """Write the trained adapter of a row as :func:`laser_lab.load` takes it: bfloat16, without a tokenizer, without a
-    path of this machine, with a model card and the run card. An adapter that an export wrote before is replaced.
-
-    Args:
-        rows: The same trained row on one corpus or several: those that are finished are measured in the model card.
+    """Write the adapter of a trained row as :func:`laser_lab.load` takes it: bfloat16, without a tokenizer, without a
+    path of this machine, with the run card and a model card that measures those `rows` (of one training, on several
+    corpora) that are finished. An adapter that an export wrote before is replaced.
 
     Raises:
         FileNotFoundError: It is not trained yet.
@@ -101,8 +99,7 @@ def export_adapter(rows: Sequence[Row], folder: str | os.PathLike[str]) -> Path:
 def _model_card(rows: Sequence[Row], base: str, name: str, trained_on: int) -> str:
     row, queries, results = rows[0], 0, []
     for finished in (r for r in rows if r.done):
-        frame = finished.frame()
-        own = frame[frame["thinking_steps"] == row.steps]
+        own = finished.frame().query("thinking_steps == train_steps")
         queries, documents = len(own), finished.record["documents"]
         results.append(f"- {finished.corpus} corpus ({documents:,} facts): {own['ndcg@10'].mean():.3f}")
     gemma = base.startswith("gemma")

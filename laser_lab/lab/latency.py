@@ -76,13 +76,12 @@ class PublishedEncoder(LatentEncoder):
     def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
         if "segment_ends" not in features:
             return super().forward(features, thinking_steps)
-        output = self.backbone.causal_lm(
-            input_ids=features["input_ids"], attention_mask=features["attention_mask"], output_hidden_states=True
-        )
+        read = {name: features[name] for name in ("input_ids", "attention_mask")}
+        output = self.backbone.causal_lm(**read, output_hidden_states=True)
         every = output.hidden_states[-1]
         rows = torch.arange(len(every), device=every.device)[:, None]
-        return {"states": every[rows, features["segment_ends"]], "sentence_embedding": pool(every[:, -1:]),
-                "logits": output.logits}  # fmt: skip
+        states, embedding = every[rows, features["segment_ends"]], pool(every[:, -1:])
+        return {"states": states, "sentence_embedding": embedding, "logits": output.logits}  # which take memory
 
 
 def published_loop(model: LatentRetriever) -> LatentRetriever:
@@ -98,12 +97,13 @@ def loops(backbone: Backbone, batch: int, tokens: int, thinking_steps: int = 3) 
     generator = torch.Generator().manual_seed(batch * 100_003 + tokens)
     ids = torch.randint(len(table), (batch, tokens), generator=generator).to(table.device)
     mask, twin = torch.ones_like(ids), stock(backbone)
-    return {
-        "published": torch.inference_mode()(lambda: published_thinking(twin, ids, mask, thinking_steps)),
-        "ours": torch.inference_mode()(lambda: latent_thinking(backbone, ids, mask, thinking_steps).states),
-        "stock": torch.inference_mode()(lambda: latent_thinking(twin, ids, mask, thinking_steps).states),
-        "basic": torch.inference_mode()(lambda: latent_thinking(backbone, ids, mask, 1).states),
+    calls = {
+        "published": lambda: published_thinking(twin, ids, mask, thinking_steps),
+        "ours": lambda: latent_thinking(backbone, ids, mask, thinking_steps).states,
+        "stock": lambda: latent_thinking(twin, ids, mask, thinking_steps).states,
+        "basic": lambda: latent_thinking(backbone, ids, mask, 1).states,
     }
+    return {name: torch.inference_mode()(call) for name, call in calls.items()}
 
 
 def step_parts(backbone: Backbone, batch: int) -> dict[str, Callable[[], Tensor]]:

@@ -13,17 +13,25 @@ import ast
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
-import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from laser_lab.base.company import scratch_folder
 from laser_lab.base.files import atomic_file, cache_dir, missing_extra, read_json, write_text
 from laser_lab.data.hopworld import HopWorldConfig
 from laser_lab.lab.provenance import PACKAGE, code_version, imported
+
+try:
+    import nbformat
+    import papermill
+except ImportError as error:
+    raise missing_extra("papermill", "lab") from error
+from traitlets.config import Config
 
 FOLDER = PACKAGE.parent / "notebooks"
 FIGURES = PACKAGE.parent / "figures"
@@ -45,24 +53,15 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
     Raises:
         papermill.PapermillExecutionError: A cell failed; `output` is left as it was.
     """
-    try:
-        import nbformat
-        import papermill
-    except ImportError as error:
-        raise missing_extra("papermill", "lab") from error
-    from traitlets.config import Config
-
     notebook, output = Path(notebook), Path(output)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' too: they leave broken lines in a notebook
-    with atomic_file(output) as temporary, tempfile.TemporaryDirectory(prefix="laser_lab-") as sockets:
+    with atomic_file(output) as temporary, scratch_folder("k") as sockets:
         nbformat.write(_as_written(notebook), temporary)
-        if parameters:
-            known = papermill.inspect_notebook(temporary)
-            parameters = {name: value for name, value in parameters.items() if name in known}
+        known = papermill.inspect_notebook(temporary) if parameters else {}
         papermill.execute_notebook(
             temporary,
             temporary,
-            parameters=parameters,
+            parameters={name: value for name, value in parameters.items() if name in known},
             cwd=notebook.parent,
             kernel_name="python3",
             progress_bar=False,
@@ -70,20 +69,17 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
             config=Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"}),
         )
         executed = nbformat.read(temporary, as_version=4)
-        executed.metadata.pop("papermill", None)
-        # what ran by default is the parameter cell itself; injected values are shown where there are some
+        for part in (executed, *executed.cells):
+            for name in ("papermill", "execution"):
+                part.metadata.pop(name, None)
         for cell in executed.cells:
-            cell.metadata.pop("papermill", None)
-            cell.metadata.pop("execution", None)
             if cell.cell_type == "code":  # warnings and progress bars name paths and machines
                 cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         nbformat.write(executed, temporary)
 
 
-def _as_written(notebook: Path) -> Any:
+def _as_written(notebook: Path) -> nbformat.NotebookNode:
     """The notebook without what a preset injected into it."""
-    import nbformat
-
     content = nbformat.read(notebook, as_version=4)
     content.cells = [cell for cell in content.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     return content
@@ -91,11 +87,8 @@ def _as_written(notebook: Path) -> Any:
 
 def code_of(notebook: str | os.PathLike[str]) -> list[ast.Module]:
     """The code cells, parameters included and the magics of IPython left out."""
-    import nbformat
-
-    cells = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    plain = ["\n".join(line for line in source.splitlines() if not line.startswith(("%", "!"))) for source in cells]
-    return [ast.parse(source) for source in plain]
+    sources = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    return [ast.parse(re.sub(r"^[%!].*$", "", source, flags=re.M)) for source in sources]
 
 
 def configuration(notebook: str | os.PathLike[str]) -> str:
@@ -130,12 +123,8 @@ def _record(notebook: Path, started: float, preset: str) -> None:
     for file in written_by(notebook):
         if file.stat().st_mtime < started:
             file.unlink()
-    manifest[notebook.stem] = {
-        "configuration": configuration(notebook),
-        "code": library_version(notebook),
-        "preset": preset,
-        "files": _digests(notebook),
-    }
+    made_by = {"configuration": configuration(notebook), "code": library_version(notebook), "preset": preset}
+    manifest[notebook.stem] = made_by | {"files": _digests(notebook)}
     write_text(MANIFEST, json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
 
 
@@ -148,11 +137,6 @@ def _stamp(notebook: Path, preset: str) -> Path:
     versions = {name: version(name) for name in ("torch", "transformers", "peft", "sentence-transformers")}
     text = json.dumps([code, PRESETS[preset], [*map(digest, read)], versions], sort_keys=True)
     return cache_dir() / "notebooks" / f"{notebook.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-
-
-def _outputs(notebook: Path) -> dict[str, str]:
-    """The executed notebook and what it wrote, with their digests."""
-    return {notebook.name: digest(notebook)} | _digests(notebook)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -171,18 +155,20 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [n for n in notebooks if not options.names or n.name.startswith(tuple(options.names))]
     if len(chosen) > 1 and not HopWorldConfig().folder.exists():
         # most of them need the default world's language model: one thread trains it while the first ones run
-        command = "from laser_lab.data.hopworld_lm import pretrained; pretrained()"
+        command = f"from laser_lab.base.company import end_with_parent as end; end({os.getpid()}); "
+        command += "from laser_lab.data.hopworld_lm import pretrained; pretrained()"
         subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
     for notebook in chosen:
         start = time.time()
         print(f"{notebook.stem} ...", end=" ", flush=True)
         stamp = _stamp(notebook, options.preset)  # before: what is edited meanwhile is not what ran
-        if not options.names and stamp.exists() and json.loads(stamp.read_text()) == _outputs(notebook):
+        noted = read_json(stamp) if stamp.exists() else {}
+        if not options.names and noted == {notebook.name: digest(notebook)} | _digests(notebook):
             print("up to date")
             continue
         run(notebook, notebook, **PRESETS[options.preset])
         _record(notebook, start, options.preset)
-        write_text(stamp, json.dumps(_outputs(notebook)))
+        write_text(stamp, json.dumps({notebook.name: digest(notebook)} | _digests(notebook)))
         print(f"{time.time() - start:.0f} s", flush=True)
     print(f"figures are in {FIGURES}")
     return 0

@@ -1,7 +1,5 @@
-"""The import graph of the package, and a hash of the source that a module can reach.
-
-Imports inside functions count, those for type checking do not.
-"""
+"""The import graph of the package, and a hash of the source that a module can reach. Imports inside functions count,
+those for type checking do not."""
 
 from __future__ import annotations
 
@@ -25,8 +23,7 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
 
 def imports(name: str, package: Path = PACKAGE) -> set[str]:
     """The modules of the package that module `name` imports, without the ``__init__`` of the folders above them."""
-    source = modules(package)[name].read_text(encoding="utf-8")
-    return imported(source, package) - {name}
+    return imported(modules(package)[name].read_text(encoding="utf-8"), package) - {name}
 
 
 def imported(source: str, package: Path = PACKAGE) -> set[str]:

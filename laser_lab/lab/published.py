@@ -20,23 +20,12 @@ def everything() -> dict[str, Any]:
 
 
 def published(name: str) -> pd.DataFrame:
-    """One table or figure, e.g. ``"table5_ablation"``, as a tidy frame; nested values become columns.
-
-    Raises:
-        KeyError: No such table.
-    """
+    """One table or figure, e.g. ``"table5_ablation"``, as a tidy frame; nested values become columns. KeyError: no such
+    table."""
     tables = {key: value for key, value in everything().items() if key.startswith(("table", "figure"))}
     if name not in tables:
         raise KeyError(f"no published {name!r}; there are {', '.join(tables)}")
     table = tables[name]
-    if name == "figure5_steps":  # {"train_k3": {"1": value}} is a row per training and inference K
-        rows = [
-            {"train_steps": int(key.removeprefix("train_k")), "thinking_steps": int(k), "bright": value}
-            for key, curve in table.items()
-            if key.startswith("train_k")
-            for k, value in curve.items()
-        ]
-        return pd.DataFrame(rows)
     return pd.json_normalize(table["points"] if isinstance(table, dict) else table, sep=" ")
 
 
@@ -47,15 +36,14 @@ def is_approximate(name: str) -> bool:
 
 
 def beside(measured: pd.DataFrame, name: str, on: dict[str, str], template: str | None = None) -> pd.DataFrame:
-    """`measured` with the published table at its side; two column levels, ``measured`` and ``published``.
-
-    The column ``template`` tells what stood around the measured texts; published numbers have the chat template.
+    """`measured`, a row per method or setting, with the published table at its side; two column levels, ``measured``
+    and ``published``.
 
     Args:
-        measured: One row per method or setting, with or without that column.
         on: Value of the first column of `measured` to value of the published table's first column of distinct texts.
             Rows without a partner stay, with gaps.
-        template: Of the measured models (``none``: bare texts), where `measured` does not say it.
+        template: What stood around the measured texts (``none``: nothing; published numbers have the chat template),
+            where `measured` has no such column.
 
     Raises:
         KeyError: No such table, or `on` names a row that is not there.

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from laser_lab.base.files import write_text
 from laser_lab.base.stats import summarise
 from laser_lab.lab.rows import READINGS, Row, without_paths
 from laser_lab.methods import METHODS
 from laser_lab.training.run import RUN_CARD
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BY = ["corpus", "system", "train_steps", "thinking_steps"]
 """What a row of the summary is about."""
@@ -27,11 +26,8 @@ def system_label(system: str, train_steps: int) -> str:
 
 
 def training_record(row: Row, entries: int = 40) -> dict[str, Any]:
-    """The run card of the training behind a row, with at most about `entries` of the logged steps.
-
-    Raises:
-        FileNotFoundError: It is not trained yet.
-    """
+    """The run card of the training behind a row, with at most about `entries` of the logged steps. FileNotFoundError:
+    it is not trained yet."""
     file = row.trained / "final" / RUN_CARD
     if not file.exists():
         raise FileNotFoundError(f"{row.system}, K={row.steps}, seed {row.seed} is not trained yet: run it first")
@@ -68,8 +64,6 @@ def best_settings(table: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
 def write_records(rows: Sequence[Row], out: str | os.PathLike[str], settings: Sequence[str] = ()) -> pd.DataFrame:
     """Write what is finished of `rows` to ``OUT.csv``, ``OUT_per_query.csv`` and ``OUT_runs.json``; return the
     summary. Of the data they hold only the ids of queries."""
-    import pandas as pd
-
     done = [row for row in rows if row.done]
     frame = pd.concat([per_query(row, settings) for row in done], ignore_index=True)
     table = summary(frame, settings)

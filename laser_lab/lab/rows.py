@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Iterable
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from laser_lab.base.company import locked
-from laser_lab.base.files import atomic_file, cache_dir, write_text
+from laser_lab.base.files import atomic_file, cache_dir
+from laser_lab.data.bm25 import bm25, bm25_index
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
-from laser_lab.evaluation import score_run, score_steps
-from laser_lab.lab.bm25 import bm25, bm25_index
+from laser_lab.evaluation import score, score_run, score_steps
 from laser_lab.lab.cached import Cached
 from laser_lab.methods import METHODS, method_of
 
@@ -26,6 +25,8 @@ if TYPE_CHECKING:
     from laser_lab.thinking import Thoughts
 
 UNTRAINED = ("bm25", "bm25-reasoning", "zero-shot")
+STOCK = "st"
+"""Any SentenceTransformer as it is, by hub id or folder (the row's ``model``)."""
 READINGS = ("rewrite", "explicit")
 """Systems that read a trained row in another way."""
 
@@ -39,15 +40,17 @@ class Row(Cached):
     """
 
     data: str
-    """folder in the EntailmentBank layout"""
+    """folder in the layout of EntailmentBank and StrategyQA"""
     system: str
-    """a name of :data:`laser_lab.METHODS`, of :data:`UNTRAINED` or of :data:`READINGS`"""
+    """a name of :data:`laser_lab.METHODS`, of :data:`UNTRAINED` or of :data:`READINGS`, or :data:`STOCK`"""
     of: str | None = None
     """the trained method that a reading reads"""
     seed: int = 0
     thinking_steps: int | None = None
     """K in training; None: the method's own"""
     model: str = "gemma-3-270m"
+    dtype: str | None = None
+    """of the backbone's weights, in training and in reading; an adapter in training stays in float32"""
     max_length: int = 160
     read_steps: int = 4
     corpus: str = "pooled"
@@ -59,7 +62,7 @@ class Row(Cached):
     module = "laser_lab.lab.rows"
 
     def __post_init__(self) -> None:
-        known = (*UNTRAINED, *READINGS, *METHODS)
+        known = (*UNTRAINED, STOCK, *READINGS, *METHODS)
         if self.system not in known:
             raise ValueError(f"no system {self.system!r}; there are {', '.join(known)}")
         if self.corpus not in ("pooled", "full"):
@@ -89,7 +92,8 @@ class Row(Cached):
 
     @property
     def columns(self) -> dict[str, Any]:
-        return {"system": self.system, "train_steps": self.steps, "seed": self.seed, "corpus": self.corpus}
+        system = f"{STOCK}:{Path(self.model).name}" if self.system == STOCK else self.system
+        return {"system": system, "train_steps": self.steps, "seed": self.seed, "corpus": self.corpus}
 
     @property
     def trained(self) -> Path:
@@ -97,7 +101,7 @@ class Row(Cached):
         alone = replace(self, system=self.method, of=None, corpus="pooled", read_steps=1)
         return cache_dir() / self.room / f"run-{alone.key}"
 
-    def fill(self, folder: Path) -> None:
+    def fill(self, folder: Path) -> dict[str, Any]:
         """Train where it is needed, read and record."""
         task = read_task(self.data, "dev")
         if self.corpus == "pooled":
@@ -105,6 +109,8 @@ class Row(Cached):
         started = time.perf_counter()
         if self.system.startswith("bm25"):
             scores, record = _search(self, task)
+        elif self.system == STOCK:
+            scores, record = _stock(self, task)
         else:
             scores, record = _read(self, _trained(self), task)
         scores.to_csv(folder / "per_query.csv", index=False)
@@ -114,7 +120,7 @@ class Row(Cached):
             "queries": len(task.queries),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        write_text(folder / self.record_file, json.dumps(without_paths(record), indent=1))
+        return without_paths(record)
 
 
 def without_paths(value: Any) -> Any:
@@ -136,7 +142,7 @@ def load_row(row: Row) -> LatentRetriever:
     """The row's backbone, untrained."""
     from laser_lab.loading import load
 
-    return load(row.model, thinking_steps=row.steps, max_length=row.max_length)
+    return load(row.model, thinking_steps=row.steps, max_length=row.max_length, dtype=row.dtype)
 
 
 def _trained(row: Row) -> LatentRetriever:
@@ -153,7 +159,7 @@ def _trained(row: Row) -> LatentRetriever:
             train(load_row(row), data, row.method, **(options | row.training))
         for leftover in [*row.trained.glob("checkpoint-*"), row.trained / "teacher"]:
             shutil.rmtree(leftover, ignore_errors=True)
-    model = load(row.trained / "final")
+    model = load(row.trained / "final", dtype=row.dtype)
     model.encoder.backbone.merge_adapter()
     return model
 
@@ -168,6 +174,18 @@ def _search(row: Row, task: RetrievalTask) -> tuple[pd.DataFrame, dict[str, Any]
     found = bm25(task, queries, index)
     record = {"ms_per_query": {0: 1000 * (time.perf_counter() - started) / len(queries)}}
     return score_run(found, task).assign(thinking_steps=0), record
+
+
+def _stock(row: Row, task: RetrievalTask) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Per-query measures of a SentenceTransformer in its own prompts, and milliseconds per query."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(row.model)
+    documents = model.encode_document(list(task.corpus.values()), normalize_embeddings=True)
+    started = time.perf_counter()
+    queries = model.encode_query(list(task.queries.values()), normalize_embeddings=True)
+    record = {"ms_per_query": {1: 1000 * (time.perf_counter() - started) / len(queries)}}
+    return score(queries, documents, task, per_query=True).assign(thinking_steps=1), record
 
 
 def _documents(row: Row, model: LatentRetriever, task: RetrievalTask) -> Thoughts:

@@ -13,15 +13,15 @@ import pandas as pd
 import torch
 
 
-def measure(encoders: dict[str, Callable[[], Any]], repeats: int = 10, warmup: int = 2) -> pd.DataFrame:
-    """Time callables interleaved: each once per round, in an order that turns. `warmup` rounds are not timed.
-
-    Returns:
-        A row per round and name, in the order they ran: ``repeat`` (from 0), ``name``, ``seconds``.
-
-    Raises:
-        ValueError: No encoder, or `repeats` below 1.
-    """
+def measure(
+    encoders: dict[str, Callable[[], Any]],
+    repeats: int = 10,
+    warmup: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> pd.DataFrame:
+    """Time callables interleaved, each once per round, in an order that turns: a row per call with ``repeat`` (from 0),
+    ``name`` and ``seconds``. `warmup` rounds are not timed. ``clock=time.process_time`` counts what this process alone
+    takes of the processor, whatever else runs. ValueError: no encoder, or `repeats` below 1."""
     if not encoders or repeats < 1:
         raise ValueError(f"measure needs an encoder and a repeat, got {len(encoders)} encoders and repeats={repeats}")
     names, rows = list(encoders), []
@@ -29,11 +29,11 @@ def measure(encoders: dict[str, Callable[[], Any]], repeats: int = 10, warmup: i
         turn = repeat % len(names)
         for name in names[turn:] + names[:turn]:
             _synchronize()
-            start = time.perf_counter()
+            start = clock()
             encoders[name]()
             _synchronize()
             if repeat >= 0:
-                rows.append({"repeat": repeat, "name": name, "seconds": time.perf_counter() - start})
+                rows.append({"repeat": repeat, "name": name, "seconds": clock() - start})
     return pd.DataFrame(rows)
 
 

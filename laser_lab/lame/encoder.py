@@ -4,15 +4,13 @@ K reason tokens and [EMBED] follow the input. The reason tokens' states are the 
 head must rebuild the retrieval target. [EMBED]'s state becomes the embedding.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
@@ -42,7 +40,7 @@ def one_pass_thinking(
 
         h_1, ..., h_K, h_[EMBED] = the last states of f(E[ids], r_1, ..., r_K, [EMBED])
 
-    Attention is causal: h_1, ..., h_k are the same for every K >= k.
+    Attention is causal: h_k is the same for every K >= k.
 
     Args:
         input_ids, attention_mask: (B, T), padded on the left.
@@ -122,16 +120,14 @@ class ReasonEncoder(LatentEncoder):
         super().__init__(backbone, thinking_steps=thinking_steps, pooling="generated", **settings)
         count = thinking_steps if reason_tokens is None else reason_tokens
         self.reasoner = ReasonTokens(backbone, check_steps(count), decoder)
-        self.check(thinking_steps)
+        self.steps_of()
 
     @property
     def reason_tokens(self) -> int:
         """How many are learned: the largest K."""
         return len(self.reasoner.tokens) - 1
 
-    @property
-    def max_steps(self) -> int:
-        return self.reason_tokens
+    max_steps = reason_tokens
 
     @property
     def decoder(self) -> bool:
@@ -164,20 +160,21 @@ class ReasonEncoder(LatentEncoder):
         ]
         return self.backbone.preprocess(shortened, images) | {"text_ids": ids, "text_mask": mask}
 
-    def check(self, thinking_steps: int) -> int:
-        """`thinking_steps`; ValueError if fewer reason tokens are learned."""
-        if check_steps(thinking_steps) > self.reason_tokens:
+    def steps_of(self, thinking_steps: int | None = None, side: str | None = None) -> int:
+        """As :meth:`LatentEncoder.steps_of`; ValueError if fewer reason tokens are learned."""
+        steps = super().steps_of(thinking_steps, side)
+        if steps > self.reason_tokens:
             raise ValueError(
-                f"thinking_steps={thinking_steps}, but the model has learned {self.reason_tokens} reason tokens: one "
+                f"thinking_steps={steps}, but the model has learned {self.reason_tokens} reason tokens: one "
                 "pass cannot think longer than it was trained to."
             )
-        return int(thinking_steps)
+        return steps
 
     def one_pass(
         self, features: dict[str, Tensor], thinking_steps: int | None = None, edit: Edit | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, K, D) states of the reason tokens and (B, D) embeddings of unit length, float32 or better."""
-        steps = self.check(self.steps_of(thinking_steps))
+        steps = self.steps_of(thinking_steps)
         ids, mask = features["input_ids"], features["attention_mask"]
         self.check_room(ids, steps + 1, f"{steps} reason tokens with [EMBED]")
         images = features if "pixel_values" in features else None
@@ -201,7 +198,7 @@ class ReasonEncoder(LatentEncoder):
                 read[k] = token if edit is None else edit(k, token, rows)
             return read[k]
 
-        steps = self.check(self.steps_of(thinking_steps))
+        steps = self.steps_of(thinking_steps)
         passes = [self.one_pass(features, step, once) for step in range(1, steps + 1)]
         return {"states": passes[-1][0], "vectors": torch.stack([vectors for _, vectors in passes], dim=1)}
 
@@ -220,11 +217,10 @@ class ReasonEncoder(LatentEncoder):
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
         super().save(output_path, *args, **kwargs)
-        tensors = {name: tensor.contiguous() for name, tensor in self.reasoner.state_dict().items()}
-        save_file(tensors, os.path.join(output_path, WEIGHTS_FILE))
+        save_model(self.reasoner, os.path.join(output_path, WEIGHTS_FILE))
 
     @classmethod
-    def load(cls, model_name_or_path: str, **kwargs: Any) -> ReasonEncoder:
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:
         """What :meth:`save` wrote. ValueError: reason tokens are missing, or do not fit the backbone."""
         encoder = super().load(model_name_or_path, **kwargs)
         source = kwargs.get("adapter") or model_name_or_path
@@ -232,7 +228,7 @@ class ReasonEncoder(LatentEncoder):
         if file is None:
             raise ValueError(f"{source} thinks with reason tokens, but {WEIGHTS_FILE} is not there")
         try:
-            encoder.reasoner.load_state_dict(load_file(file))
+            load_model(encoder.reasoner, file)
         except RuntimeError as error:
             raise ValueError(f"The reason tokens in {file} do not fit {encoder.base!r}: {error}") from error
         return encoder
@@ -251,7 +247,7 @@ def use_reason_tokens(model: LatentRetriever, count: int, *, decoder: bool = Tru
 
 
 @torch.inference_mode()
-def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TARGET_LENGTH) -> list[str]:
+def reconstruct(model: LatentRetriever, thoughts: Thoughts) -> list[str]:
     """The document that the decoder head reads (greedily) from the states of each thought, as text. ValueError: the
     model has no decoder head."""
     encoder = model[0]
@@ -262,7 +258,7 @@ def reconstruct(model: LatentRetriever, thoughts: Thoughts, max_tokens: int = TA
     texts = []
     for states in thoughts.states.to(backbone.embedding_table.device).split(64):
         ids = torch.zeros(len(states), 0, dtype=torch.long, device=states.device)
-        for _ in range(min(max_tokens, TARGET_LENGTH)):
+        for _ in range(TARGET_LENGTH):
             predicted = encoder.reasoner.decoder(states, backbone.embed(pad(ids, (0, 1))))[:, -1]
             ids = torch.cat([ids, backbone.logits(predicted).argmax(-1, keepdim=True)], dim=1)
             if (ids == tokenizer.eos_token_id).any(1).all():

@@ -1,7 +1,5 @@
 """What LaME learns beside the backbone, and how diverse states are."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize

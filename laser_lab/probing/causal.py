@@ -4,8 +4,6 @@ A step acts twice: later steps read its *soft token* t_k, and its *state* h_k is
 (:func:`laser_lab.think`) changes the first; leaving the state out of the pool changes the second.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -134,16 +132,11 @@ def interventions(
     *,
     prompt_name: str | None = None,
     batch_size: int = 32,
-    seed: int = 0,
 ) -> list[Intervention]:
-    """All interventions at each step of thinking about `texts`: ``itself`` (replaced by the same: no change),
-    ``another query's`` (:func:`swap`), the ``mean`` over texts, ``noise``, ``knocked out`` (:func:`knock_out`, with the
-    mean) and ``state left out``: fed back unchanged, but not pooled. The last step feeds nothing back, so only this one
-    is left there.
-
-    Raises:
-        ValueError: Fewer than two texts.
-    """
+    """All interventions at each step of thinking about `texts` (at least two, else a ValueError): ``itself`` (replaced
+    by the same: no change), ``another query's`` (:func:`swap`), the ``mean`` over texts, ``noise``, ``knocked out``
+    (:func:`knock_out`, with the mean) and ``state left out``: fed back unchanged, but not pooled. The last step feeds
+    nothing back, so it has this one alone."""
     if len(texts) < 2:
         raise ValueError("interventions need at least two texts: another one's thought, and a mean")
     steps, skipped = model[0].steps_of(thinking_steps), skipped_states(model)
@@ -154,9 +147,9 @@ def interventions(
             own, mean = said[:, k - 1], said[:, k - 1].mean(0)
             found += [
                 Intervention("itself", k, replace(k, own)),
-                Intervention("another query's", k, swap(k, own, seed)),
+                Intervention("another query's", k, swap(k, own)),
                 Intervention("mean", k, replace(k, mean)),
-                Intervention("noise", k, noise(k, *own.shape, seed=seed + k)),
+                Intervention("noise", k, noise(k, *own.shape, seed=k)),
             ]
             if k > skipped:
                 found.append(knock_out(k, mean))

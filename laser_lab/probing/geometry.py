@@ -1,7 +1,5 @@
 """Where thoughts lie: linear probes, similarity to the explicit view, and collapse."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

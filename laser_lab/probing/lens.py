@@ -1,11 +1,10 @@
 """The tuned lens (Belrose et al., 2023): an affine map per layer, so that the LM head can read every layer."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 import torch
@@ -59,7 +58,7 @@ class TunedLens(nn.Module):
             save_file(tensors, temporary, metadata={"divergences": told})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> TunedLens:
+    def load(cls, path: str | os.PathLike[str]) -> Self:
         """What :meth:`save` wrote. ValueError: the file holds something else."""
         with safe_open(Path(path), "pt") as file:
             if set(file.keys()) != {"weight", "bias"}:
@@ -83,15 +82,9 @@ def fit_lens(
     seed: int = 0,
     show_progress_bar: bool = True,
 ) -> TunedLens:
-    """Fit a tuned lens on the thoughts about `texts` (at least two): per layer, KL(last layer || lens), by Adam. A
-    tenth of the texts, at least one, is held out for :attr:`TunedLens.divergences`. The model is not changed.
-
-    Args:
-        max_steps: Updates, each over `batch_size` points (one per text and thinking step).
-
-    Raises:
-        ValueError: Fewer than two texts.
-    """
+    """Fit a tuned lens on the thoughts about `texts` (at least two, else a ValueError): per layer, KL(last layer ||
+    lens), by `max_steps` updates of Adam over `batch_size` points (one per text and thinking step). A tenth of the
+    texts, at least one, is held out for :attr:`TunedLens.divergences`. The model is not changed."""
     if len(texts) < 2:
         raise ValueError("a lens needs at least two texts: one is held out")
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -1,9 +1,6 @@
 """Swaps in HopWorld: put another entity into a thought and see which document is retrieved."""
 
-from __future__ import annotations
-
 import random
-from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -27,12 +24,11 @@ def undisturbed_thoughts(
     world: HopWorld,
     thinking_steps: int | None = None,
     *,
-    split: str = "test",
     batch_size: int = 128,
 ) -> tuple[Thoughts, Thoughts]:
-    """Thoughts about the queries of `split` and all documents of `world`: what :func:`bridge_swaps` compares with."""
+    """Thoughts about the test queries and all documents of `world`: what :func:`bridge_swaps` compares with."""
     steps = model[0].steps_of(thinking_steps)
-    queries, documents = [c.query for c in world.compositions(split)], list(world.documents.values())
+    queries, documents = [c.query for c in world.test], list(world.documents.values())
     return (
         think(model, queries, steps, prompt_name="query", batch_size=batch_size),
         think(model, documents, steps, prompt_name="document", batch_size=batch_size),
@@ -45,7 +41,6 @@ def bridge_swaps(
     step: int,
     thinking_steps: int | None = None,
     *,
-    split: str = "test",
     by: str = "token",
     strength: float = 1.0,
     batch_size: int = 128,
@@ -62,7 +57,7 @@ def bridge_swaps(
         step: k, from 1: before the last hop and the last thinking step. Shallower queries are left out.
         by: ``"token"``: the entity's input embedding; ``"thought"``: the soft token of a query with that bridge k.
         strength: Of :func:`laser_lab.probing.causal.blend`.
-        undisturbed: :func:`undisturbed_thoughts` of the same model, split and K, to reuse.
+        undisturbed: :func:`undisturbed_thoughts` of the same model and K, to reuse.
 
     Returns:
         A row per query and ``readout``: the embedding pools ``all`` states, or only the ``later`` ones, which have read
@@ -80,24 +75,20 @@ def bridge_swaps(
         raise ValueError(f"step must be from 1 to {last} ({hops} hops, K={steps}), got {step}")
     if by not in ("token", "thought"):
         raise ValueError(f"by must be 'token' or 'thought', got {by!r}")
-    if undisturbed is None:
-        undisturbed = undisturbed_thoughts(model, world, steps, split=split, batch_size=batch_size)
-    before, documents = undisturbed
-    compositions = world.compositions(split)
-    queries = [c.query for c in compositions]
+    before, documents = undisturbed or undisturbed_thoughts(model, world, steps, batch_size=batch_size)
+    queries = [c.query for c in world.test]
     if (before.texts, documents.texts) != (queries, list(world.documents.values())) or before.thinking_steps != steps:
-        raise ValueError(f"the undisturbed thoughts are not those about this world's {split} split with K={steps}")
+        raise ValueError(f"the undisturbed thoughts are not those about this world's test split with K={steps}")
     options = dict(thinking_steps=steps, prompt_name="query", batch_size=batch_size)
-    rng = random.Random(f"swaps {seed} {step}")
-    donors = [_donor(world, compositions, c, step, rng, by) for c in compositions]
     if by == "token":
-        table = token_embeddings(model, world.entities).float().cpu()
-        rows = [world.entities.index(entity) if entity else 0 for _, entity in donors]
+        entities, values = list(enumerate(world.entities)), token_embeddings(model, world.entities).float().cpu()
     else:
-        table = soft_tokens(model, queries, **options)[:, step - 1]
-        rows = [row for row, _ in donors]
-    after = think(model, queries, **options, edit=blend(step, table[rows], strength))
-    return _outcomes(model, world, step, (before, after, documents), compositions, [entity for _, entity in donors])
+        entities = [(row, c.bridges[step - 1]) for row, c in enumerate(world.test) if c.depth >= step]
+        values = soft_tokens(model, queries, **options)[:, step - 1]
+    rng = random.Random(f"swaps {seed} {step}")
+    donors = [_donor(world, c, step, entities, rng) for c in world.test]
+    after = think(model, queries, **options, edit=blend(step, values[[row for row, _ in donors]], strength))
+    return _outcomes(model, world, step, (before, after, documents), [entity for _, entity in donors])
 
 
 def _outcomes(
@@ -105,7 +96,6 @@ def _outcomes(
     world: HopWorld,
     step: int,
     thoughts: tuple[Thoughts, Thoughts, Thoughts],
-    compositions: list[Composition],
     entities: list[str | None],
 ) -> pd.DataFrame:
     """The frame of :func:`bridge_swaps` from the thoughts about queries before, after, and documents."""
@@ -122,7 +112,7 @@ def _outcomes(
             [documents_of[i] for i in (vectors @ documents.embeddings.T).argmax(1).tolist()]
             for vectors in (_read(t, 0 if readout == "all" else changed) for t in (after, before))
         )
-        for row, (c, entity) in enumerate(zip(compositions, entities)):
+        for row, (c, entity) in enumerate(zip(world.test, entities)):
             if entity is None:
                 continue
             path = world.compose(entity, c.relations[step:]).bridges
@@ -140,27 +130,21 @@ def _read(thoughts: Thoughts, first: int) -> Tensor:
 
 
 def _donor(
-    world: HopWorld, compositions: list[Composition], own: Composition, step: int, rng: random.Random, by: str
+    world: HopWorld, own: Composition, step: int, candidates: list[tuple[int, str]], rng: random.Random
 ) -> tuple[int, str | None]:
-    """(row of a donor, its entity), an entity that :func:`bridge_swaps` can use; (0, None) if there is none."""
-    if own.depth <= step:
-        return 0, None
+    """A (row, entity) that :func:`bridge_swaps` can put into `own`; (0, None) if there is none."""
     path = {own.start, *own.bridges}
-    if by == "token":
-        candidates = list(enumerate(world.entities))
-    else:
-        candidates = [(row, c.bridges[step - 1]) for row, c in enumerate(compositions) if c.depth >= step]
-    for row, entity in rng.sample(candidates, len(candidates)):
+    for row, entity in rng.sample(candidates, len(candidates)) if own.depth > step else ():
         if entity not in path and world.compose(entity, own.relations[step:]).answer not in path | {entity}:
             return row, entity
     return 0, None
 
 
-def outcome_rates(swaps: pd.DataFrame, by: Sequence[str] = ("step", "readout")) -> pd.DataFrame:
-    """Per group and ``outcome`` of :func:`bridge_swaps`: share of queries (``rate``), its 95 % Wilson interval,
-    ``queries``, and the same share without the swap (``undisturbed``)."""
-    rows = []
-    for key, group in swaps.groupby(list(by), sort=False):
+def outcome_rates(swaps: pd.DataFrame) -> pd.DataFrame:
+    """Per ``step``, ``readout`` and ``outcome`` of :func:`bridge_swaps`: share of queries (``rate``), its 95 % Wilson
+    interval, ``queries``, and the same share without the swap (``undisturbed``)."""
+    by, rows = ["step", "readout"], []
+    for key, group in swaps.groupby(by, sort=False):
         for outcome in OUTCOMES:
             rate, low, high = proportion(group["outcome"] == outcome)
             undisturbed = float((group["undisturbed_outcome"] == outcome).mean())

@@ -1,7 +1,5 @@
 """The residual stream behind every layer while the backbone thinks; layers are found by structure, in any family."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

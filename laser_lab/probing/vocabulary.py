@@ -1,7 +1,5 @@
 """What a thought says: nearest tokens, at every layer, and its mass on the gold reasoning."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import unicodedata
@@ -171,10 +169,8 @@ def reasoning_mass(
     model: SentenceTransformer, thoughts: Thoughts, reasonings: Sequence[str | Sequence[str]]
 ) -> pd.DataFrame:
     """How much probability softmax(W h_k) gives to the words of a text's gold reasoning, and to those of the *other*
-    texts' reasonings. Words that stand in either of the two texts compared do not count.
-
-    Args:
-        reasonings: A reasoning text, or its segments, per text.
+    texts' reasonings. Words that stand in either of the two texts compared do not count. `reasonings` are texts or
+    lists of segments.
 
     Returns:
         A row per text and step: ``text``, ``query``, ``step``, ``own`` and ``others`` (means over the other texts), and
@@ -223,11 +219,8 @@ def token_names(tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def token_id(backbone: Backbone, name: str) -> int:
-    """The id of one token, named by its text, its vocabulary entry, or ``#`` and its id.
-
-    Raises:
-        ValueError: `name` is none, or more than one.
-    """
+    """The id of one token, named by its text, its vocabulary entry, or ``#`` and its id. ValueError: `name` is none, or
+    more than one."""
     tokenizer, size = backbone.tokenizer, len(backbone.embedding_table)
     if not name:
         raise ValueError("Name a token: the name is empty.")

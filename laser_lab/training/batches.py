@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from datasets import Dataset, Features
 from torch import Tensor
 
 from laser_lab.base.inputs import check_count
@@ -18,9 +19,6 @@ from laser_lab.explicit import EXPLICIT_MAX_LENGTH, explicit_features
 from laser_lab.methods import LatentMethod, Method
 from laser_lab.training.lexical import LexicalTargets
 from laser_lab.training.released import released_features
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 
 def training_pairs(dataset: Dataset, hard_negatives: int = 1, seed: int = 0, sampling: str = "pairs") -> Dataset:
@@ -34,13 +32,9 @@ def training_pairs(dataset: Dataset, hard_negatives: int = 1, seed: int = 0, sam
     Raises:
         ValueError: Columns are missing, there is nothing to train on, or `hard_negatives` is no integer from 0.
     """
-    from datasets import Dataset, Features
-
     check_count("hard_negatives", hard_negatives, 0)
     if missing := [name for name in COLUMNS if name not in dataset.column_names]:
-        raise ValueError(
-            f"the training data lacks {', '.join(missing)}: read it with laser_lab.data.readers.read_dataset"
-        )
+        raise ValueError(f"the training data lacks {', '.join(missing)}: read it with data.readers.read_dataset")
     if not len(dataset):
         raise ValueError("the training data is empty")
     rng = random.Random(seed)
@@ -57,11 +51,8 @@ def training_pairs(dataset: Dataset, hard_negatives: int = 1, seed: int = 0, sam
                 drawn, spare = rng.sample(own, min(hard_negatives, len(own))), every
             while len(drawn) < hard_negatives:
                 drawn.append(rng.choice(spare))
-            documents = {
-                "documents": [text, *(t for _, t in drawn)],
-                "document_ids": [doc_id, *(i for i, _ in drawn)],
-            }
-            rows.append({name: row[name] for name in kept} | documents)
+            ids, documents = zip((doc_id, text), *drawn)
+            rows.append({name: row[name] for name in kept} | {"documents": list(documents), "document_ids": list(ids)})
     kinds = dataset.features  # texts, or images, which only their own type can hold
     schema = {name: kinds[name] for name in kept}
     schema |= {"documents": kinds["positives"], "document_ids": kinds["positive_ids"]}

@@ -16,25 +16,28 @@ IDS = ("input_ids", "attention_mask")  # what the model reads of a text
 THOUGHT = ("states", "sentence_embedding")  # what it gives
 
 
-class DualViewLoss(nn.Module):
-    """L = CL(latent) + λ1·CL(explicit) + λ2·KL_out + λ3·KL_mid + lexical·CE, or GIRCSE's, by the method (LaSER, eq.
-    11).
+class Objective(nn.Module):
+    """What a method minimises; ``progress`` is the share of the steps done, set by the trainer."""
+
+    backbone_frozen = needs_teacher = False
+
+    def __init__(self, model: nn.Module, method: LatentMethod | ReasonMethod) -> None:
+        super().__init__()
+        self.model, self.method, self.progress = model, method, 0.0
+        self.contrastive = InfoNCE(method.temperature)
+
+
+class DualViewLoss(Objective):
+    """L = CL(latent) + λ1·CL(explicit) + λ2·KL_out + λ3·KL_mid + lexical·CE, or GIRCSE's (LaSER, eq. 11).
 
     Takes the :class:`Collator`'s features of queries, documents and perhaps the explicit view; returns every weighted
     term by name. Distillation targets carry no gradient, nor do its documents unless the method says so.
     """
 
-    backbone_frozen = False
-
     def __init__(self, model: nn.Module, method: LatentMethod) -> None:
-        super().__init__()
-        self.model = model
-        self.method = method
-        self.progress = 0.0
-        """Share of the steps done, set by the trainer."""
+        super().__init__(model, method)
         self.teacher: nn.Module | None = None
         """A frozen copy that gives the distillation targets instead of the explicit view of the model itself."""
-        self.contrastive = InfoNCE(method.temperature)
         self.output = OutputKL(method.output_temperature)
         self.trajectory = TrajectoryAlignment(method.trajectory_temperature)
         self.lexical = LexicalAlignment()
@@ -73,10 +76,10 @@ class DualViewLoss(nn.Module):
         sizes = [part["input_ids"].shape for part in parts]
         width = max(length for _, length in sizes)
         padding = sum(count * (width - length) for count, length in sizes)
-        apart = steps != document_steps or "lexical_ids" in queries
+        apart = steps != document_steps or self.method.lexical
         if apart or padding * self.parameter_count > CALLS_WORTH:
             asked = steps
-            if "lexical_ids" in queries:
+            if self.method.lexical:
                 parts[0]["lexical_ids"] = queries["lexical_ids"]
                 asked = queries["lexical_ids"].shape[1]  # one more where the end after K steps is taught
             latent, encoded = (self.model(p, thinking_steps=k) for p, k in zip(parts, (asked, document_steps)))
@@ -170,7 +173,7 @@ def gather(rows: Tensor) -> Tensor:
     return all_gather(rows.contiguous(), with_grad=rows.requires_grad) if get_world_size() > 1 else rows
 
 
-class BottleneckLoss(nn.Module):
+class BottleneckLoss(Objective):
     """L = contrastive·CL([EMBED]) + reconstruction·CE(decoder) + diversity·mean cos², in two stages (LaME).
 
     The decoder rebuilds each query's positive document (of an image, its text) from the query's states alone. The
@@ -179,16 +182,9 @@ class BottleneckLoss(nn.Module):
     Takes the features of :class:`laser_lab.training.Collator`; returns every weighted term by name.
     """
 
-    needs_teacher = False
-
     def __init__(self, model: nn.Module, method: ReasonMethod) -> None:
-        super().__init__()
-        self.model = model
-        self.method = method
+        super().__init__(model, method)
         self.eos: int = model.encoder.tokenizer.eos_token_id
-        self.progress = 0.0
-        """Share of the steps done, set by the trainer."""
-        self.contrastive = InfoNCE(method.temperature)
         self.diversity = Diversity()
 
     @property

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import set_seed
 
 from laser_lab.base.company import locked
 from laser_lab.base.files import atomic_folder, read_yaml
 from laser_lab.base.inputs import check_count, check_names
-from laser_lab.data.readers import RetrievalTask
+from laser_lab.data.hopworld import HopWorld
+from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
 from laser_lab.encoder import LatentRetriever, is_saved_weights
 from laser_lab.explicit import EXPLICIT_MAX_LENGTH
 from laser_lab.lame import ReasonEncoder, use_reason_tokens
@@ -33,11 +34,6 @@ from laser_lab.training.batches import Collator, training_pairs
 from laser_lab.training.objectives import BottleneckLoss, DualViewLoss
 from laser_lab.training.resume import fingerprint, identity, last_checkpoint
 from laser_lab.training.trainer import LatentTrainer, StepEvaluator
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-logger = logging.getLogger(__name__)
 
 LORA = dict(r=64, lora_alpha=32, target_modules="all-linear")  # LaSER, appendix
 RUN_CARD = "run_card.json"
@@ -120,34 +116,26 @@ def train(
             data_collator=Collator(model, method, dataset["reasoning"], explicit_max_length),
         )
         trainer.run = run | {"processes": args.world_size}
-        _finish(trainer, last_checkpoint(output_dir, trainer.run) if resume else None, method, dataset, settings)
+        _finish(trainer, last_checkpoint(output_dir, trainer.run) if resume else None, dataset, settings)
     return model
 
 
-@contextmanager
-def alone_in(output_dir: Path) -> Iterator[None]:
-    """Hold the folder of a run, which is made; the processes of one run hold it together.
-
-    Raises:
-        RuntimeError: Another run does.
-    """
+def alone_in(output_dir: Path) -> AbstractContextManager[None]:
+    """Hold the folder of a run, which is made; the processes of one run hold it together. RuntimeError: another run
+    does."""
     output_dir.mkdir(parents=True, exist_ok=True)
     if int(os.environ.get("RANK", 0)):
-        yield
-        return
-    with locked(output_dir / LOCK, f"another training in {output_dir}", wait=False):
-        yield
+        return nullcontext()
+    return locked(output_dir / LOCK, f"another training in {output_dir}", wait=False)
 
 
-def _finish(
-    trainer: LatentTrainer, checkpoint: Path | None, method: Method, dataset: Dataset, settings: dict[str, Any]
-) -> None:
+def _finish(trainer: LatentTrainer, checkpoint: Path | None, dataset: Dataset, settings: dict[str, Any]) -> None:
     """Train, from a checkpoint if there is one, and save the model with its card."""
     model, started = trainer.model, time.time()
     trainer.go_on(checkpoint)
     model.eval()
     if trainer.is_world_process_zero():
-        card = run_card(trainer, method, dataset, settings, trainer.args.seed, time.time() - started, checkpoint)
+        card = run_card(trainer, checkpoint, dataset, settings) | {"seconds": round(time.time() - started, 1)}
         with atomic_folder(Path(trainer.args.output_dir) / "final", replaces=is_saved_weights) as temporary:
             model.save_pretrained(str(temporary))
             (temporary / RUN_CARD).write_text(json.dumps(card, indent=2, sort_keys=True))
@@ -155,11 +143,8 @@ def _finish(
 
 
 def set_method(model: LatentRetriever, method: Method) -> None:
-    """Let a retriever think as `method` says.
-
-    Raises:
-        ValueError: A model with reason tokens and a method without them, or no token could end a thought.
-    """
+    """Let a retriever think as `method` says. ValueError: a model with reason tokens and a method without them, or no
+    token could end a thought."""
     if isinstance(method, ReasonMethod):
         use_reason_tokens(
             model, method.thinking_steps, decoder=bool(method.reconstruction), start_word=method.start_word
@@ -172,11 +157,8 @@ def set_method(model: LatentRetriever, method: Method) -> None:
 
 
 def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
-    """Arguments of the trainer: the paper's, ours where it names none, and `changes` over both.
-
-    Raises:
-        ValueError: A change has no such name, or a value that is no number where one is needed.
-    """
+    """Arguments of the trainer: the paper's, ours where it names none, and `changes` over both (ValueError: no such
+    name, or no number where one is needed)."""
     changes = checked_settings(changes)
     settings: dict[str, Any] = dict(
         num_train_epochs=1,
@@ -191,6 +173,8 @@ def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
         report_to="none",
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    if changes.get("bf16") and not torch.accelerator.is_available():
+        settings["use_cpu"] = True  # the trainer asks for it
     if has_dev:
         settings |= dict(
             eval_strategy=settings["save_strategy"],
@@ -202,10 +186,12 @@ def training_settings(changes: dict[str, Any], has_dev: bool) -> dict[str, Any]:
     return settings | changes
 
 
+ARGUMENTS = inspect.signature(train).parameters.keys() - {"arguments"}
+
+
 def check_arguments(given: Iterable[str], where: str) -> None:
     """Raise a ValueError if `where` gives an argument that :func:`train` does not have."""
-    known = set(inspect.signature(train).parameters) - {"arguments"}
-    check_names(given, known | SentenceTransformerTrainingArguments.__dataclass_fields__.keys(), where)
+    check_names(given, ARGUMENTS | SentenceTransformerTrainingArguments.__dataclass_fields__.keys(), where)
 
 
 def checked_settings(changes: dict[str, Any]) -> dict[str, Any]:
@@ -238,26 +224,19 @@ def add_lora(model: LatentRetriever, changes: dict[str, Any]) -> None:
 
 
 def run_card(
-    trainer: LatentTrainer,
-    method: Method,
-    dataset: Dataset,
-    settings: dict[str, Any],
-    seed: int,
-    seconds: float,
-    resumed_from: Path | None,
+    trainer: LatentTrainer, resumed_from: Path | None, dataset: Dataset, settings: dict[str, Any]
 ) -> dict[str, Any]:
     """What is needed to repeat a run; saved beside its weights."""
     state = trainer.state
     return {
-        "method": method.as_dict(),
+        "method": trainer.loss.method.as_dict(),
         "settings": {key: value for key, value in settings.items() if isinstance(value, (str, int, float, bool))},
-        "seed": seed,
+        "seed": trainer.args.seed,
         "base": trainer.model.encoder.base,
         "trainable_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "dataset": {"rows": len(dataset), "fingerprint": fingerprint(dataset)},
         "steps": state.global_step,
         "best": {"ndcg@10": state.best_metric, "step": state.best_global_step},
-        "seconds": round(seconds, 1),
         "resumed_from_step": None if resumed_from is None else int(resumed_from.name.rsplit("-", 1)[1]),
         "processes": trainer.args.world_size,
         "device": str(trainer.args.device),
@@ -285,12 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    from laser_lab.data.readers import read_dataset, read_task
-
     source, dev = config.pop("dataset"), config.pop("dev", None)
     if source == "hopworld":
-        from laser_lab.data.hopworld import HopWorld
-
         world = HopWorld()
         data, task = world.dataset("train"), world.task("dev") if dev else None
     else:
@@ -300,7 +275,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     trained = train(load(**model) if isinstance(model, dict) else model, data, dev=task, **config)
     print(json.dumps({"output": str(Path(config["output_dir"]) / "final"), "log": trained.history[-1]}))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -13,20 +12,21 @@ from typing import Any
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor, nn
 from transformers import TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from laser_lab.base.files import atomic_folder
+from laser_lab.base.inputs import text_of
 from laser_lab.base.kernels import linear
 from laser_lab.base.numbers import NotFinite, likely_cause
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import LatentRetriever, think
 from laser_lab.evaluation import score_steps
 from laser_lab.loading import load
-from laser_lab.training.objectives import IDS, BottleneckLoss, DualViewLoss
+from laser_lab.training.objectives import Objective
 from laser_lab.training.resume import begin, finish, is_at_its_end
-
-logger = logging.getLogger(__name__)
 
 FOLDED = 2**16  # weights of the largest LoRA layer whose products are cheaper than its calls
 
@@ -66,6 +66,15 @@ class LatentTrainer(SentenceTransformerTrainer):
     def validate_column_names(self, dataset: Any, dataset_name: str | None = None) -> None:
         """The collator reads ids and lists; nothing is trained on by column order."""
 
+    def get_batch_sampler(self, dataset: Any, batch_size: int, drop_last: bool, **kwargs: Any) -> Any:
+        """The stock trainer's, which does not read ``train_sampling_strategy="group_by_length"``: questions of like
+        length in a batch, which pads them less."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super().get_batch_sampler(dataset, batch_size, drop_last, **kwargs)
+        lengths = [len(text_of(query)) for query in dataset["query"]]
+        rows = LengthGroupedSampler(batch_size, lengths=lengths, generator=kwargs.get("generator"))
+        return DefaultBatchSampler(rows, batch_size=batch_size, drop_last=drop_last, **kwargs)
+
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         self._batch_ids, self._batch = inputs.pop("ids", []), inputs
         return super().compute_loss(model, inputs, *args, **kwargs)
@@ -73,7 +82,7 @@ class LatentTrainer(SentenceTransformerTrainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """A step, without the gradients of a frozen backbone; the optimizer keeps its parameters, so stages can change
         in a run."""
-        loss: DualViewLoss | BottleneckLoss = self.loss
+        loss: Objective = self.loss
         loss.progress = self.state.global_step / max(1, self.state.max_steps)
         if loss.needs_teacher:
             loss.teacher = self._frozen_teacher()
@@ -107,7 +116,7 @@ class LatentTrainer(SentenceTransformerTrainer):
         ):
             try:
                 if part:
-                    self.model({key: part[key] for key in (*IDS, "segment_ends") if key in part})
+                    self.model(dict(part))
             except NotFinite as error:
                 error.name(map(row_of, error.rows), lambda row, what=what: f"the {what} of {ids[row]!r}")
                 return str(error)

@@ -2,24 +2,9 @@
 
 The same frame gives the same bytes. Each function raises a ValueError where its frame is empty or lacks a column.
 """
+# ruff: noqa: F401  what notebooks use
 
 from laser_lab.lab.figures.bars import frontier, grouped_bars, latency, metric_bars, trainings
 from laser_lab.lab.figures.grids import heatmap, thought_heatmap
 from laser_lab.lab.figures.lines import loss_curves, metric_by_steps, rank_bumps, trajectories
 from laser_lab.lab.figures.style import readable, save
-
-__all__ = [
-    "frontier",
-    "grouped_bars",
-    "heatmap",
-    "latency",
-    "loss_curves",
-    "metric_bars",
-    "metric_by_steps",
-    "rank_bumps",
-    "readable",
-    "save",
-    "thought_heatmap",
-    "trainings",
-    "trajectories",
-]

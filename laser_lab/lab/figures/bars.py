@@ -13,11 +13,7 @@ from laser_lab.lab.figures.style import METHOD_COLOURS, axis_label, canvas, chec
 
 @style.styled()
 def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | None = None) -> Figure:
-    """A bar per row with its interval and value.
-
-    Args:
-        frame: Columns ``label``, `measure`, ``low``, ``high`` (ends of the interval) and ``method`` (the colour).
-    """
+    """A bar per row, ``label``, with its `measure`, its interval from ``low`` to ``high``, and ``method``'s colour."""
     check(frame, ["label", "method", measure, "low", "high"])
     fig = canvas(max(4.8, 1.6 * len(frame)), 3.8)
     ax = fig.subplots()
@@ -45,12 +41,8 @@ def _clusters(ax: Axes, frame: pd.DataFrame, measure: str, x: str, group: str, p
 def grouped_bars(
     frame: pd.DataFrame, measure: str, *, x: str, group: str, panel: str | None = None, title: str | None = None
 ) -> Figure:
-    """A cluster of bars per value of `x`, with a bar and its interval per value of `group`.
-
-    Args:
-        frame: Columns `measure`, ``low``, ``high``, `x`, `group` and `panel`, all in order of appearance. A missing
-            combination leaves a gap.
-    """
+    """A cluster of bars per value of `x`, with a bar of `measure` and its interval (``low``, ``high``) per value of
+    `group`, in order of appearance. A missing combination leaves a gap."""
     check(frame, [measure, "low", "high", x, group] + ([panel] if panel else []))
     panels = style.panels_of(frame, panel)
     places, groups = list(frame[x].unique()), list(frame[group].unique())
@@ -72,12 +64,8 @@ def grouped_bars(
 
 @style.styled()
 def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Seconds per batch: a cluster of bars per shape with a bar per loop, and a line over K.
-
-    Args:
-        frame: The first table of :func:`laser_lab.lab.latency.benchmark`. Whiskers end at the 95th percentile; a number
-            on a bar says how many times longer than ours it takes.
-    """
+    """Seconds per batch by :func:`laser_lab.lab.latency.benchmark`'s first table: a cluster of bars per shape, and a
+    line over K. Whiskers end at the 95th percentile; numbers say how many times longer than ours a loop takes."""
     check(frame, ["name", "batch", "tokens", "thinking_steps", "median", "p95", "ratio"])
     frame = frame.assign(low=frame["median"], high=frame["p95"])
     frame["shape"] = [f"{batch} × {tokens} tokens" for batch, tokens in zip(frame["batch"], frame["tokens"])]
@@ -101,12 +89,8 @@ def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
 def frontier(
     frame: pd.DataFrame, measure: str = "ndcg@10", *, x: str = "milliseconds", title: str | None = None
 ) -> Figure:
-    """Quality against cost, a point per system with its interval, and the Pareto front as a line.
-
-    Args:
-        frame: Columns ``method`` (the colour), ``label`` (beside the point; may be empty), `x` (on a logarithmic axis),
-            `measure`, ``low``, ``high`` and ``pareto`` (True on the front).
-    """
+    """Quality (`measure`, ``low``, ``high``) against cost (`x`, on a logarithmic axis): a point per row in the colour
+    of its ``method``, with its ``label`` beside it, and a line through those that are ``pareto``."""
     check(frame, ["label", "method", x, measure, "low", "high", "pareto"])
     fig = canvas(8.6, 4.6)
     ax = fig.subplots()
@@ -133,12 +117,8 @@ def frontier(
 def trainings(
     frame: pd.DataFrame, measure: str = "ndcg@10", *, failed: float | None = None, title: str | None = None
 ) -> Figure:
-    """A dot per training and a bar at each row's mean: what the mean of trainings that fail does not show.
-
-    Args:
-        frame: Columns ``label`` (the row, in order of appearance), ``method`` (the colour) and `measure`, from 0 to 1.
-        failed: Trainings below have failed: the area is shaded, and each row says how many of its own lie there.
-    """
+    """A dot per training (`measure`, from 0 to 1) and a bar at the mean of each ``label``, in the colour of its
+    ``method``. Trainings below `failed` have failed: the area is shaded, and each row counts its own there."""
     check(frame, ["label", "method", measure])
     rows = list(frame.groupby("label", sort=False))
     fig = canvas(7.6, 0.3 * len(rows) + 1.3)

@@ -11,11 +11,8 @@ from laser_lab.lab.figures.style import axis_label, canvas, check, readable, wra
 
 
 def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str = "query") -> Figure:
-    """A row per thinking step, a column per rank, the token in every cell, and a panel per value of `panel`.
-
-    Args:
-        tokens: Of :func:`laser_lab.nearest_tokens`; the colour is its ``probability`` or ``cosine``.
-    """
+    """The table of :func:`laser_lab.nearest_tokens`: a row per thinking step, a column per rank, the token in every
+    cell, its ``probability`` or ``cosine`` as the colour, and a panel per value of `panel`."""
     measure = next((m for m in ("probability", "cosine") if m in tokens), "probability")
     check(tokens, ["step", "rank", "token", measure, panel])
     lowest = 0.0 if measure == "probability" else tokens[measure].min()  # cosines lie close together
@@ -39,13 +36,8 @@ def heatmap(
     across: int = 4,
     limits: tuple[float, float] = (0, 1),
 ) -> Figure:
-    """Heat maps, the smallest `y` at the bottom.
-
-    Args:
-        frame: Columns `x`, `y`, `value` (the colour, within the `limits`) and `panel`.
-        text: Column that is written into the cells; default: `value`.
-        across: Panels in a row, at most.
-    """
+    """Heat maps of `value`, whose colours end at the `limits`, over `x` and `y`, the smallest `y` at the bottom. The
+    column `text` (default: `value`) is written into the cells; at most so many panels stand `across`."""
     check(frame, [x, y, value] + [column for column in (panel, text) if column])
     panels = style.panels_of(frame, panel)
     columns, rows = sorted(frame[x].unique()), sorted(frame[y].unique())

@@ -22,13 +22,8 @@ def metric_by_steps(
     title: str | None = None,
     log: bool = False,
 ) -> Figure:
-    """A line per `group` over `x` with its interval as a band. Groups that are numbers go from dark to light; the
-    method ``random`` is dashed.
-
-    Args:
-        frame: Columns `x`, `measure`, ``low``, ``high``, `panel` and, for several lines, `group`.
-        log: Logarithmic vertical axis.
-    """
+    """A line of `measure` over `x` with its interval (``low``, ``high``) as a band, per `group` if there is one.
+    Groups that are numbers go from dark to light; the method ``random`` is dashed. `log` is of the vertical axis."""
     check(frame, [x, measure, "low", "high"] + ([panel] if panel else []))
     panels = style.panels_of(frame, panel)
     names = list(frame[group].unique()) if group in frame else [None]
@@ -60,11 +55,7 @@ def metric_by_steps(
 
 
 def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """A panel per method: the weighted terms of its loss over the training steps, drawn from 1e-4 up.
-
-    Args:
-        frame: Columns ``method``, ``step``, ``term`` and ``loss``.
-    """
+    """A panel per ``method``: each ``term`` of its weighted ``loss`` over the ``step``s, drawn from 1e-4 up."""
     check(frame, ["method", "step", "term", "loss"])
     loss = frame["loss"].clip(lower=1e-4)
     frame = frame.assign(low=loss, high=loss, **{"weighted loss": loss, "training step": frame["step"]})
@@ -75,11 +66,8 @@ def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 @style.styled()
 def trajectories(frame: pd.DataFrame, *, colour: str, panel: str, title: str | None = None) -> Figure:
-    """Thoughts as points in two dimensions, larger with every step, a line per text.
-
-    Args:
-        frame: Columns ``x``, ``y``, ``text``, ``step`` (0: a document, a grey cross), `colour` (a group) and `panel`.
-    """
+    """Thoughts as points at ``x`` and ``y``, larger with every ``step`` (0: a document, a grey cross), in the colour of
+    the group `colour`, with a line per ``text``."""
     check(frame, ["x", "y", "text", "step", colour, panel])
     panels = style.panels_of(frame, panel)
     names = sorted(frame.loc[frame["step"] > 0, colour].unique(), key=str)
@@ -104,13 +92,9 @@ def trajectories(frame: pd.DataFrame, *, colour: str, panel: str, title: str | N
 
 @style.styled()
 def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) -> Figure:
-    """A panel per intervention: the ranks of the first `top` documents over thinking steps. Marked documents that are
-    further down have a lane below, with the rank.
-
-    Args:
-        frame: Columns ``change`` (the panel), ``thinking_steps``, ``rank`` (from 1), ``doc_id``, ``document`` and
-            ``mark`` (its name in the legend, or ``""``).
-    """
+    """A panel per intervention (``change``): the ``rank`` (from 1) of the first `top` documents (``doc_id``,
+    ``document``) over ``thinking_steps``. Those with a ``mark`` (a name in the legend, or ``""``) that are further
+    down have a lane below, with the rank."""
     check(frame, ["change", "thinking_steps", "rank", "doc_id", "document", "mark"])
     panels = style.panels_of(frame, "change")
     marks = [mark for mark in frame["mark"].unique() if mark]

@@ -74,10 +74,6 @@ STYLE = {
 }
 NAMES = {
     "ndcg@10": "nDCG@10",
-    "recall@10": "Recall@10",
-    "recall@100": "Recall@100",
-    "map": "MAP",
-    "mrr": "MRR",
     "thinking_steps": "thinking steps K",
     "train_steps": "K in training",
     "milliseconds": "milliseconds per query",
@@ -95,10 +91,7 @@ NAMES = {
 
 def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
     """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`, all or none; return the PNG's path.
-
-    Raises:
-        ValueError: `name` is not a plain file stem.
-    """
+    ValueError: `name` is not a plain file stem."""
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain file stem such as '01_thoughts', got {name!r}")
     folder = Path(folder)

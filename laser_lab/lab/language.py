@@ -1,0 +1,111 @@
+"""What thoughts say and are worth on real text, for the trained rows of a configuration:
+``python -m laser_lab.lab.language CONFIG.yaml --data FOLDER --out STEM``.
+
+Writes ``STEM_words.csv``, ``STEM_worth.csv`` and ``STEM_bm25.csv`` after each row; a second call adds what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from laser_lab.base.files import read_yaml, write_text
+from laser_lab.data.bm25 import bm25, bm25_index, fused, weighted_bm25
+from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
+from laser_lab.encoder import think
+from laser_lab.evaluation import score_run
+from laser_lab.lab.entailment import rows_of
+from laser_lab.lab.rows import Row, load_row, named_documents
+from laser_lab.loading import load
+from laser_lab.probing.language import thought_words, word_recall, worth
+from laser_lab.probing.vocabulary import reasoning_mass
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sentence_transformers import SentenceTransformer
+
+WORDS, WEIGHT = 40, 10.0
+"""How many words of its thoughts a question gets, and what they weigh together against one of its own."""
+PARTS = ("words", "worth", "bm25")
+
+
+def tables(row: Row) -> dict[str, pd.DataFrame]:
+    """The three tables of a trained row, or of the untrained model: a row per question and step, condition or ranking.
+
+    ``words``: :func:`laser_lab.probing.language.word_recall` and :func:`laser_lab.probing.reasoning_mass`. ``worth``:
+    nDCG@10 with changed thoughts. ``bm25``: nDCG@10 of BM25, of BM25 with the words of the thoughts, of the embedding,
+    and of the embedding fused with each.
+    """
+    task = named_documents(read_task(row.data, "dev"), read_dataset(row.data, "dev"))
+    if row.is_trained:
+        model = load(row.trained / "final", dtype=row.dtype)
+        model.encoder.backbone.merge_adapter()
+        documents = torch.load(row.trained / "documents-pooled.pt")
+    else:
+        model = load_row(row)
+        documents = think(model, list(task.corpus.values()), row.steps, prompt_name="document").embeddings
+    thoughts = think(model, list(task.queries.values()), row.steps, prompt_name="query", threshold=0.0)
+    reasonings = [task.reasoning[query] for query in task.queries]
+    words = word_recall(model, thoughts, reasonings)
+    mass = reasoning_mass(model, thoughts, reasonings).rename(columns={"own": "own_mass", "others": "others_mass"})
+    words = words.merge(mass[["text", "step", "own_mass", "others_mass"]], on=["text", "step"])
+    words.insert(0, "query_id", words.pop("text").map(list(task.queries).__getitem__))
+    found = {"words": words, "bm25": _rankings(model, task, thoughts, documents)}
+    if row.steps > 1:
+        found["worth"] = worth(model, task, documents)[["condition", "query_id", "ndcg@10"]]
+    return found
+
+
+def _rankings(model: SentenceTransformer, task: RetrievalTask, thoughts: Any, documents: torch.Tensor) -> pd.DataFrame:
+    import pandas as pd
+
+    index, texts, doc_ids = bm25_index(task), list(task.queries.values()), list(task.corpus)
+    best = (thoughts.embeddings @ documents.T).topk(min(1000, len(doc_ids)))
+    dense = {
+        query: {doc_ids[i]: score for i, score in zip(ids, scores)}
+        for query, ids, scores in zip(task.queries, best.indices.tolist(), best.values.tolist())
+    }
+    bare = bm25(task, texts, index)
+    expanded = weighted_bm25(task, texts, thought_words(model, thoughts, WORDS), WEIGHT, index)
+    runs = {"bm25": bare, "bm25 + thoughts": expanded, "dense": dense}
+    runs |= {"dense & bm25": fused(dense, bare), "dense & bm25 + thoughts": fused(dense, expanded)}
+    frames = [score_run(run, task)[["query_id", "ndcg@10"]].assign(ranking=name) for name, run in runs.items()]
+    return pd.concat(frames, ignore_index=True)[["ranking", "query_id", "ndcg@10"]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the tables of all finished rows of a configuration that think, and of the untrained model at K=3."""
+    import pandas as pd
+
+    parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.language", description=main.__doc__)
+    parser.add_argument("config")
+    parser.add_argument("--data", required=True, help="folder with corpus.jsonl, train.jsonl and dev.jsonl")
+    parser.add_argument("--out", required=True, help="stem of the CSVs to write")
+    parser.add_argument("--only", nargs="*", help="systems to read")
+    options = parser.parse_args(arguments)
+    rows = [row for row in rows_of(read_yaml(options.config), options.data) if row.is_trained]
+    rows = [row for row in rows if row.done and (not options.only or row.system in options.only)]
+    rows += [Row(options.data, "zero-shot", thinking_steps=3, model=r.model, dtype=r.dtype) for r in rows[:1]]
+    for row in rows:
+        mine = {"system": row.system, "train_steps": row.steps, "seed": row.seed}
+        files = {part: Path(f"{options.out}_{part}.csv") for part in PARTS}
+        before = {part: pd.read_csv(file) for part, file in files.items() if file.exists()}
+        known = before.get("bm25", pd.DataFrame(columns=list(mine)))
+        if (known[list(mine)] == list(mine.values())).all(axis=1).any():
+            continue
+        for part, table in tables(row).items():
+            for at, (name, value) in enumerate(mine.items()):
+                table.insert(at, name, value)
+            whole = pd.concat([before[part], table]) if part in before else table
+            write_text(files[part], whole.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+        print(", ".join(f"{name} {value}" for name, value in mine.items()), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
