@@ -758,9 +758,17 @@ LatentEncoder.think = fails
     failed = [cell for cell in page.all(".le-effects tbody td") if cell.text == "failed"]  # others were asked before
     assert page.find(".le-failures").text.startswith(f"{len(failed)} failed: the embedding of this query is not finite")
     assert len(failed) > count / 2 and page.ranking() == before
-    page.find(".le-read-layers").click()
-    page.until(lambda: "not finite" in page.find(".le-problem").text and page.find(".le-read-layers"), "no layers")
-    assert page.ranking() == before
+    grid = "return document.querySelector('.laser-explorer .le-layers.le-card').textContent"
+    page.python("1", "LatentEncoder.think = LatentEncoder.kept")
+    if page.all(".le-read-layers"):
+        page.find(".le-read-layers").click()
+    page.until(lambda: page.all(".le-layers td[data-key]"), "the layers")
+    shown, lens = page.browser.execute_script(grid), page.find(".le-lens").get_attribute("value")
+    page.python("1", nan)
+    page.choose(".le-lens", "LM head" if lens == "tuned" else "tuned lens")
+    page.until(lambda: "not finite" in page.find(".le-problem").text, "the reason")
+    page.until(lambda: page.browser.execute_script(grid) == shown, "the layers as they were")
+    assert page.find(".le-lens").get_attribute("value") == lens and page.ranking() == before
     page.python("1", "LatentEncoder.think = LatentEncoder.kept")
     page.type("snow and rain")
     page.until(lambda: page.ranking() == expected(explorer, "snow and rain", 3), "the answer")

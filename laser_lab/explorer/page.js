@@ -275,6 +275,7 @@ class View {
   async readLayers(on, lens = this.state.lens) {
     const { state, host } = this;
     const { base, second } = state;
+    const before = { layersOn: state.layersOn && state.layers !== null, lens: state.lens, layers: state.layers };
     Object.assign(state, { layersOn: on, lens, layers: null });
     this.refresh("layers");
     const ask = (more) => host.ask("layers", { query: base.query, lens, ...more });
@@ -289,8 +290,9 @@ class View {
       if (state.base !== base || state.second !== second || state.lens !== lens) return;
       state.layers = found;
     } catch (error) {
+      if (state.base !== base || state.second !== second) return;
       this.fail(error);
-      state.layersOn = false;
+      Object.assign(state, before);
     }
     this.refresh("layers");
   }
