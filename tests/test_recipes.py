@@ -101,6 +101,12 @@ def test_ways_of_reading_one_model(tiny):
     assert set(table["depth"]) == {0, 1, 2} and len(table) == 5 * 3
 
 
+def test_readings_need_a_training(tiny, capsys):
+    with pytest.raises(SystemExit):
+        adaptive.main([str(tiny / "adaptive.csv")])
+    assert "laser_lab.lab.recipes first" in capsys.readouterr().err and not (tiny / "adaptive.csv").exists()
+
+
 def test_each_text_stops_at_its_own_step():
     thoughts = Thoughts(["a", "b", "c"], torch.randn(3, 4, 8), torch.rand(3, 4))
     found = adaptive.stopped(thoughts, torch.tensor([1, 4, 2]))

@@ -102,6 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     latent = [cell for cell in GROUPS["mixed-others"].cells() if cell.method == "latent"]
     trained = [cell for cell in GROUPS["mixed"].cells() if cell.done]
+    if not trained:
+        parser.error("no training of the mixed world is done: run python -m laser_lab.lab.recipes first")
     found = table([*trained, *latent])
     write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
     print(found.groupby(["reading", "depth"], sort=False)[["steps", "ndcg@10"]].mean().unstack("depth").round(3))
