@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from laser_lab.lab.provenance import code_version
 if TYPE_CHECKING:
     import pandas as pd
 
-AT_ONCE = 4  # cells between two writings of the table
+AT_ONCE = 2  # cells per process between two writings of the table
 FAILED = 0.9
 """A training whose nDCG@10 at its own K is below this has failed."""
 
@@ -115,6 +116,7 @@ def row_of(cell: Cell, group: str) -> dict[str, Any]:
         "changed": ", ".join(f"{k}={v}" for k, v in (cell.changes | cell.settings).items()),
         "bridges": own.filter(regex="^step.*_names_bridge$").stack().mean(),
         "seconds": cell.record["seconds"],
+        "torch": cell.record["torch"],
     }
     row |= {f"at_{steps}": value for steps, value in at.items()}
     if cell.method == "rewrite":
@@ -213,8 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [name for name in GROUPS if not options.only or name in options.only]
         waiting = [(name, cell) for name in chosen for cell in GROUPS[name].cells(options.seeds)]
         every = [(name, cell) for name, group in GROUPS.items() for cell in group.cells()]
-    for start in range(0, len(waiting), AT_ONCE):
-        run([cell for _, cell in waiting[start : start + AT_ONCE]], workers=options.workers)
+    at_once = AT_ONCE * (options.workers or os.cpu_count() or 1)
+    for start in range(0, len(waiting), at_once):
+        run([cell for _, cell in waiting[start : start + at_once]], workers=options.workers)
         found = table(every, options.file)
         write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
     print(summary(found).round(3).to_string(index=False))
