@@ -65,7 +65,7 @@ GROUPS: dict[str, Group] = {
         {"laser": (3, 5, 8), "laser-released": (3,), "latent": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5
     ),
     "thinking-documents": Group({"lexical": (5,)}, seeds=3, changes={"document_steps": None}),
-    "wordy": Group({"lexical": (3, 5)}, {"verbosity": 5}, WORDY),
+    "wordy": Group({"lexical": (3,)}, {"verbosity": 5}, WORDY),
     "wordy-others": Group(
         {
             "basic": (1,),
