@@ -201,7 +201,7 @@ SEARCHES: dict[str, list[Group]] = {
     "halting": trials(
         5,
         {
-            "laser-halting": [{"output": 10.0, "trajectory": 0.1}, {"lexical": 0.0}, {}],
+            "laser-halting": [{"output": 10.0, "trajectory": 0.1}, {"distil_start": 0.25, "distil_warmup": 0.25}, {}],
             "latent-halting": [{"learning_rate": 1e-3}, {}, {"learning_rate": 3e-3}],
             "lexical": [{"lexical": 1.0}, {}, {"lexical": 10.0}],
         },
