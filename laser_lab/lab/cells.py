@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
 
@@ -115,6 +116,7 @@ class Cell(Cached):
             **(quiet | settings),
         )
         record = {"configuration": self.configuration, "seconds": round(time.perf_counter() - started, 1)}
+        record["torch"] = torch.__version__
         (folder / "run" / "final").rename(folder / "model")
         shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
         longest = model.encoder.max_steps or max(READ_STEPS, self.steps)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from laser_lab.lab.provenance import code_version
 if TYPE_CHECKING:
     import pandas as pd
 
-AT_ONCE = 4  # cells between two writings of the table
+AT_ONCE = 2  # cells per process between two writings of the table
 FAILED = 0.9
 """A training whose nDCG@10 at its own K is below this has failed."""
 
@@ -66,7 +67,7 @@ GROUPS: dict[str, Group] = {
         {"laser": (3, 5, 8), "laser-released": (3,), "latent": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5
     ),
     "thinking-documents": Group({"lexical": (5,)}, seeds=3, changes={"document_steps": None}),
-    "wordy": Group({"lexical": (3, 5)}, {"verbosity": 5}, WORDY),
+    "wordy": Group({"lexical": (3,)}, {"verbosity": 5}, WORDY),
     "wordy-others": Group(
         {
             "basic": (1,),
@@ -118,6 +119,7 @@ def row_of(cell: Cell, group: str) -> dict[str, Any]:
         "changed": ", ".join(f"{k}={v}" for k, v in (cell.changes | cell.settings).items()),
         "bridges": own.filter(regex="^step.*_names_bridge$").stack().mean(),
         "seconds": cell.record["seconds"],
+        "torch": cell.record["torch"],
     }
     row |= {f"at_{steps}": value for steps, value in at.items()}
     if cell.method == "rewrite":
@@ -199,7 +201,7 @@ SEARCHES: dict[str, list[Group]] = {
     "halting": trials(
         5,
         {
-            "laser-halting": [{"output": 10.0, "trajectory": 0.1}, {"lexical": 0.0}, {}],
+            "laser-halting": [{"output": 10.0, "trajectory": 0.1}, {"distil_start": 0.25, "distil_warmup": 0.25}, {}],
             "latent-halting": [{"learning_rate": 1e-3}, {}, {"learning_rate": 3e-3}],
             "lexical": [{"lexical": 1.0}, {}, {"lexical": 10.0}],
         },
@@ -246,8 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = [name for name in GROUPS if not options.only or name in options.only]
         waiting = [(name, cell) for name in chosen for cell in GROUPS[name].cells(options.seeds)]
         every = [(name, cell) for name, group in GROUPS.items() for cell in group.cells()]
-    for start in range(0, len(waiting), AT_ONCE):
-        run([cell for _, cell in waiting[start : start + AT_ONCE]], workers=options.workers)
+    at_once = AT_ONCE * (options.workers or os.cpu_count() or 1)
+    for start in range(0, len(waiting), at_once):
+        run([cell for _, cell in waiting[start : start + at_once]], workers=options.workers)
         found = table(every, options.file)
         write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
     print(summary(found).round(3).to_string(index=False))
