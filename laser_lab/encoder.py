@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from laser_lab.backbone import Backbone
@@ -81,7 +82,6 @@ class LatentEncoder(InputModule):
         super().__init__()
         self.backbone = backbone
         self.max_length = check_count("max_length", max_length)
-        self.last_batch: Sequence[Input] = ()  # what `preprocess` saw last: for errors
         self.template = check_template(template, backbone.tokenizer)
         self.add_special_tokens = add_special_tokens
         self.set_thinking(**thinking)
@@ -161,10 +161,9 @@ class LatentEncoder(InputModule):
         limit = dict(truncation=max_length is not None, max_length=max_length)
         return self.tokenizer(list(texts), add_special_tokens=self.add_special_tokens, **limit)["input_ids"]
 
-    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Texts to left-padded ``input_ids`` and ``attention_mask``, (B, T). An empty text becomes one bos (or eos)
-        token."""
-        self.last_batch = inputs
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Texts to left-padded ``input_ids`` and ``attention_mask``, (B, T), and the ``inputs`` themselves, which an
+        error names. An empty text becomes one bos (or eos) token."""
         texts = self.wrapped(prefixed(prompt, inputs))
         ids = self.token_ids(texts, self.max_length)
         long = [text for text, row in zip(texts, ids) if len(row) >= self.max_length]
@@ -173,7 +172,7 @@ class LatentEncoder(InputModule):
         start = self.tokenizer.bos_token_id
         blank = [self.tokenizer.eos_token_id if start is None else start]
         batch = self.tokenizer.pad({"input_ids": [i or blank for i in ids]}, padding=True, return_tensors="pt")
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "inputs": list(inputs)}
 
     def check_room(self, ids: Tensor, more: int, what: str) -> None:
         """Raise a ValueError if the backbone has no positions for (B, T) `ids` and so many `more`."""
@@ -234,18 +233,18 @@ class LatentEncoder(InputModule):
         else:
             found = self.think(features, thinking_steps, words=words)
             found["sentence_embedding"] = pool(found["states"], found["weights"])
-        self.check_finite(found["sentence_embedding"])
+        self.check_finite(found["sentence_embedding"], features.get("inputs", ()))
         return features | found
 
-    def check_finite(self, *vectors: Tensor) -> None:
-        """Raise a NotFinite if one of (B, ...) `vectors` has an entry that is not finite. In training the losses are
-        looked at instead, which knows the ids."""
+    def check_finite(self, vectors: Tensor, inputs: Sequence[Input] = ()) -> None:
+        """Raise a NotFinite if (B, D) `vectors` have an entry that is not finite; it holds those of the B `inputs`. In
+        training the losses are looked at instead, where the ids are known."""
         if torch.is_grad_enabled():
             return
         try:
-            check_finite(self, *vectors)
+            check_finite(self, vectors)
         except NotFinite as error:
-            error.inputs = [self.last_batch[row] for row in error.rows if row < len(self.last_batch)]
+            error.inputs = [inputs[row] for row in error.rows if row < len(inputs)]
             raise
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
@@ -402,7 +401,7 @@ def thought_batches(
     model.eval()
     for rows in in_batches(texts, batch_size, progress):
         features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
-        features = {key: value.to(model.device) for key, value in features.items()}
+        features = batch_to_device(features, model.device)
         change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
         with threads_for_free_cores():
             thought = encoder.think(features, thinking_steps, threshold=threshold, edit=change)
