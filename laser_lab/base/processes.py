@@ -78,6 +78,9 @@ def threads_for_free_cores() -> Iterator[None]:
     microseconds."""
     before = torch.get_num_threads()
     threads = before if before == 1 else min(before, free_cores())
+    if threads < before:  # twice: a passing moment of the system, or an own thread that falls asleep, is no company
+        time.sleep(0.001)
+        threads = min(before, max(threads, free_cores()))
     if threads == before:
         yield
         return
