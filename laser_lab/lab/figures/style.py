@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import textwrap
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -89,19 +92,48 @@ NAMES = {
 """Column to axis label; others are shown with spaces for underscores."""
 
 
-def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
+def save(
+    fig: Figure,
+    data: pd.DataFrame,
+    name: str,
+    folder: str | os.PathLike[str] = "figures",
+    made_from: Iterable[Any] = (),
+) -> Path:
     """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`, all or none; return the PNG's path.
-    ValueError: `name` is not a plain file stem."""
+
+    Args:
+        made_from: Trainings (:class:`laser_lab.lab.cached.Cached`) and files of tables behind the figure. The PNG's
+            ``Description`` holds them, as JSON: a training's configuration by hash, with its key and a hash of what
+            was read from it; a table's name, with its hash.
+
+    Raises:
+        ValueError: `name` is not a plain file stem.
+    """
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain file stem such as '01_thoughts', got {name!r}")
     folder = Path(folder)
     finals = [folder / f"{name}.png", folder / f"{name}.svg", folder / "data" / f"{name}.csv"]
     with ExitStack() as files, styled():
         png, svg, csv = [files.enter_context(atomic_file(file)) for file in finals]
-        fig.savefig(png, format="png", dpi=160, metadata={"Software": None}, facecolor="white")
+        metadata = {"Software": None, "Description": json.dumps(_sources(made_from), sort_keys=True)}
+        fig.savefig(png, format="png", dpi=160, metadata=metadata, facecolor="white")
         fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
         data.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
     return finals[0]
+
+
+def _sources(made_from: Iterable[Any]) -> dict[str, str]:
+    def short(content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()[:12]
+
+    found = {}
+    for source in made_from:
+        if isinstance(source, (str, Path)):
+            found[Path(source).name] = short(Path(source).read_bytes())
+        else:
+            name = short(json.dumps(source.configuration, sort_keys=True).encode())
+            found[name] = f"{source.key} {short((source.folder / 'per_query.csv').read_bytes())}"
+    return found
 
 
 def readable(token: str, limit: int | None = 12) -> str:
