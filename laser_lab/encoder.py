@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +30,7 @@ from laser_lab.base.inputs import (
     label_of,
 )
 from laser_lab.base.numbers import NotFinite, check_finite, named_rows
-from laser_lab.base.processes import end_with_parent
+from laser_lab.base.processes import end_with_parent, threads_for_free_cores
 from laser_lab.data.prompts import join_queries, prefixed
 from laser_lab.data.templates import check_template, wrapped
 from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
@@ -305,6 +306,11 @@ class LatentRetriever(SentenceTransformer):
         end_with_parent(multiprocessing.parent_process().pid)
         super()._multi_process_worker(*args)
 
+    def forward(self, input: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor]:
+        """:meth:`SentenceTransformer.forward`; without gradients on as many threads as there are free cores."""
+        with nullcontext() if torch.is_grad_enabled() else threads_for_free_cores():
+            return super().forward(input, **kwargs)
+
     def encode(self, inputs: Input | Sequence[Input], *args: Any, prompts: Sequence[str] = (), **kwargs: Any) -> Any:
         """:meth:`SentenceTransformer.encode`, plus ``thinking_steps`` per call (default: the model's for queries or
         documents) and ``prompts``: one per input, instead of the model's where it is not empty
@@ -397,7 +403,8 @@ def thought_batches(
         features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
         features = batch_to_device(features, model.device)
         change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
-        thought = encoder.think(features, thinking_steps, threshold=threshold, edit=change)
+        with threads_for_free_cores():
+            thought = encoder.think(features, thinking_steps, threshold=threshold, edit=change)
         with named_rows(rows.__getitem__):
             check_finite(encoder, *(value for value in thought.values() if value.is_floating_point()))
         yield rows, thought
