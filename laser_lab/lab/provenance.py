@@ -74,12 +74,18 @@ def _written(node: ast.AST | list | object) -> str:
 @cache
 def code_version(*names: str, package: Path = PACKAGE) -> str:
     """A hash of the :func:`reachable` source, without comments, docstrings and layout; the same on every Python."""
-    digest = hashlib.sha256()
-    for name in reachable(*names, package=package):
-        tree = ast.parse(modules(package)[name].read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-        digest.update(name.encode() + _written(tree).encode())
-    return digest.hexdigest()
+    return hashlib.sha256("".join(versions(*names, package=package).values()).encode()).hexdigest()
+
+
+def versions(*names: str, package: Path = PACKAGE) -> dict[str, str]:
+    """A hash of the source of each :func:`reachable` module, by its name, as :func:`code_version` reads it."""
+    return {name: _version(name, package) for name in reachable(*names, package=package)}
+
+
+def _version(name: str, package: Path) -> str:
+    tree = ast.parse(modules(package)[name].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    return hashlib.sha256(name.encode() + _written(tree).encode()).hexdigest()

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laser_lab.base.company import locked
 from laser_lab.base.files import atomic_file, cache_dir
+from laser_lab.base.processes import locked
 from laser_lab.data.bm25 import bm25, bm25_index
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
 from laser_lab.evaluation import score, score_run, score_steps
