@@ -15,7 +15,6 @@ from PIL import Image
 from traitlets.config import Config
 
 import laser_lab as ll
-from laser_lab import adapters
 from laser_lab.lab import cells, notebooks
 from laser_lab.lab.language import read_table
 from laser_lab.training.run import add_lora
@@ -384,10 +383,7 @@ def tiny_run(tmp_path_factory, tiny_folder, tiny_bank):
             parameters = {"FIGURES": str(folder / "figures"), "MODEL": tiny_folder} | TINY[path.stem]
             if path.stem == "11_real_language":
                 parameters |= tiny_sets(tiny_bank, folder / "sets")
-                if (
-                    adapters.FOLDER / "lexical-entailment-bank"
-                ).exists():  # then the committed figures show its thoughts
-                    parameters["ADAPTER"] = tiny_adapter(tiny_folder, folder / "adapter")
+                parameters["ADAPTER"] = tiny_adapter(tiny_folder, folder / "adapter")
             return Ran(path, parameters, folder)
 
         yield run
