@@ -16,7 +16,6 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
 from laser_lab.backbone import Backbone
-from laser_lab.base.company import end_with_parent
 from laser_lab.base.files import atomic_folder, named_files
 from laser_lab.base.inputs import (
     Input,
@@ -29,6 +28,7 @@ from laser_lab.base.inputs import (
     label_of,
 )
 from laser_lab.base.numbers import NotFinite, check_finite, named_rows
+from laser_lab.base.processes import end_with_parent
 from laser_lab.data.prompts import join_queries, prefixed
 from laser_lab.data.templates import check_template, wrapped
 from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
@@ -64,7 +64,7 @@ class LatentEncoder(InputModule):
     config_file_name = CONFIG_FILE
     config_keys = ["thinking_steps", "document_steps", "pooling", "halting", "halting_threshold", "max_length"]
     config_keys += ["template", "add_special_tokens", "base"]
-    forward_kwargs = {"thinking_steps"}
+    forward_kwargs = {"thinking_steps", "segment_ends", "words"}
     thoughts_class = Thoughts
     max_steps: int | None = None  # the largest K there is, if there is one
 
@@ -188,17 +188,17 @@ class LatentEncoder(InputModule):
         features: dict[str, Tensor],
         thinking_steps: int | None = None,
         *,
+        words: Tensor | None = None,
         threshold: float | None = None,
         edit: Edit | None = None,
     ) -> dict[str, Tensor]:
-        """What :attr:`thoughts_class` holds of (B, T) features, by name; differentiable. With ``lexical_ids`` (B, K, N)
-        also ``lexical``, (B, K, N): their log-probabilities at each step. `threshold` replaces
+        """What :attr:`thoughts_class` holds of (B, T) features, by name; differentiable. With `words`, token ids
+        (B, K, N), also ``lexical``, (B, K, N): their log-probabilities at each step. `threshold` replaces
         :attr:`halting_threshold`, `edit` changes soft tokens (:func:`laser_lab.thinking.latent_thinking`)."""
         steps = self.steps_of(thinking_steps)
         skipped = int(self.pooling == "generated")
         ids, mask = features["input_ids"], features["attention_mask"]
         self.check_room(ids, steps + skipped - 1, f"{steps} thinking steps")
-        words = features.get("lexical_ids")
         rollout = latent_thinking(
             self.backbone,
             ids,
@@ -215,17 +215,23 @@ class LatentEncoder(InputModule):
             found["lexical"] = self.backbone.log_probabilities(rollout.states, words, rollout.log_normalisers)
         return found
 
-    def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features; with
-        ``segment_ends`` the explicit view's (docs/method.md, section 2): one pass, the states at the segment ends, and
-        the last state as the embedding."""
-        if "segment_ends" in features:
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        thinking_steps: int | None = None,
+        segment_ends: Tensor | None = None,
+        words: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features. With
+        `segment_ends`, positions (B, K), the explicit view's (docs/method.md, section 2): one pass, the states at these
+        positions, and the last state as the embedding."""
+        if segment_ends is not None:
             backbone = self.backbone
             every = backbone.last_states(backbone.embed(features["input_ids"]), features["attention_mask"])
             rows = torch.arange(len(every), device=every.device)[:, None]
-            found = {"states": every[rows, features["segment_ends"]], "sentence_embedding": pool(every[:, -1:])}
+            found = {"states": every[rows, segment_ends], "sentence_embedding": pool(every[:, -1:])}
         else:
-            found = self.think(features, thinking_steps)
+            found = self.think(features, thinking_steps, words=words)
             found["sentence_embedding"] = pool(found["states"], found["weights"])
         self.check_finite(found["sentence_embedding"])
         return features | found

@@ -77,7 +77,8 @@ def explicit_thoughts(
         for rows in in_batches(queries, batch_size):
             some = [queries[i] for i in rows], [reasonings[i] for i in rows]
             features = explicit_features(encoder, *some, prompt=prompt, steps=steps)
+            features = {key: value.to(model.device) for key, value in features.items()}
             with named_rows(rows.__getitem__):
-                out = encoder({key: value.to(model.device) for key, value in features.items()})
+                out = encoder(features, segment_ends=features.pop("segment_ends"))
             embeddings[rows], states[rows] = out["sentence_embedding"].cpu(), out["states"].float().cpu()
     return embeddings, states

@@ -136,19 +136,19 @@ def test_the_decoder_sees_the_bottleneck_states_and_nothing_else(seed, count):
     encoder = ReasonEncoder(backbone, thinking_steps=count).eval()
     reasoner = encoder.reasoner
     asked = targets(torch.tensor([[0, 7, 8], [4, 5, 6]]), torch.tensor([[0, 1, 1], [1, 1, 1]]), 3)
-    features = encoder.preprocess(["why is the sky", "sea"]) | dict(zip(("target_ids", "target_mask"), asked))
-    first = encoder(features)
+    features = encoder.preprocess(["why is the sky", "sea"])
+    first = encoder(features, targets=asked)
     states, loss = first["states"].detach(), first["reconstruction"].detach()
     with torch.no_grad():  # all that is no bottleneck state
         reasoner.tokens[-1] += 1
         nn.init.normal_(reasoner.head.weight)
-    second = encoder(features)
+    second = encoder(features, targets=asked)
     assert (second["sentence_embedding"] - first["sentence_embedding"]).abs().max() > 1e-3
     torch.testing.assert_close(second["reconstruction"], loss, atol=1e-6, rtol=1e-6)
     # other texts under the same states; the states are all that is handed over
     other = encoder.preprocess(["rain or snow", "light"])
     encoder.one_pass = lambda *_: (states, first["sentence_embedding"])
-    moved = encoder(other | {name: features[name] for name in ("target_ids", "target_mask")})
+    moved = encoder(other, targets=asked)
     torch.testing.assert_close(moved["reconstruction"], loss, atol=1e-6, rtol=1e-6)
     leaf = states.clone().requires_grad_()
     reasoner.reconstruction(backbone, leaf, *asked).sum().backward()

@@ -21,8 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from laser_lab.base.company import scratch_folder
 from laser_lab.base.files import atomic_file, cache_dir, missing_extra, read_json, write_text
+from laser_lab.base.processes import scratch_folder
 from laser_lab.data.hopworld import HopWorldConfig
 from laser_lab.lab.provenance import PACKAGE, code_version, imported
 
@@ -155,7 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [n for n in notebooks if not options.names or n.name.startswith(tuple(options.names))]
     if len(chosen) > 1 and not HopWorldConfig().folder.exists():
         # most of them need the default world's language model: one thread trains it while the first ones run
-        command = f"from laser_lab.base.company import end_with_parent as end; end({os.getpid()}); "
+        command = f"from laser_lab.base.processes import end_with_parent as end; end({os.getpid()}); "
         command += "from laser_lab.data.hopworld_lm import pretrained; pretrained()"
         subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
     for notebook in chosen:
