@@ -1,7 +1,6 @@
 """Thinking in one pass: the bottleneck, the two stages, saving, and what must not matter."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES, tiny_backbone
@@ -11,8 +10,6 @@ from test_training import FAST, check_resumed_like_unbroken, data, dev, load  # 
 from torch import nn
 
 import laser_lab as ll
-from laser_lab.lab import cells as experiments
-from laser_lab.lab.cells import Cell
 from laser_lab.lame import Diversity, ReasonEncoder, cosines, reconstruct, step_rank, targets
 from laser_lab.lame.encoder import WEIGHTS_FILE, one_pass_thinking
 from laser_lab.lame.heads import TARGET_LENGTH, ReasonTokens
@@ -310,21 +307,3 @@ def test_rows():
         lame.replace(diversity=-1.0)
     with pytest.raises(ValueError, match="bottleneck_warmup is a share"):
         lame.replace(bottleneck_warmup=1.0)
-
-
-def test_the_search_asks_for_what_its_rows_say(monkeypatch):
-    asked = []
-
-    def frame(cell):
-        quality = [0.5 if cell.settings["learning_rate"] == 2e-3 else 0.1, 0.9]
-        steps = [cell.steps, cell.steps + 1]  # read longer than trained: not a row's
-        return pd.DataFrame({"train_steps": cell.steps, "thinking_steps": steps, "query_id": "q", "ndcg@10": quality})
-
-    monkeypatch.setattr(experiments, "run", lambda cells, **_: asked.extend(cells))
-    monkeypatch.setattr(Cell, "frame", frame)
-    table = experiments.table("lame", seeds=2)
-    assert len({cell.key for cell in asked}) == len(asked) == 2 * len(table)
-    assert {cell.split for cell in asked} == {"dev"} and (table["seeds"] == 2).all()
-    assert (table["ndcg@10"] == np.where(table["learning_rate"] == 2e-3, 0.5, 0.1)).all()
-    row = ll.METHODS["lame"].as_dict()
-    assert (table[list(experiments.LAME_START)[3:]] == [row[n] for n in list(experiments.LAME_START)[3:]]).all(1).any()

@@ -79,6 +79,8 @@ def test_searches_try_one_setting_at_a_time_on_dev(tiny, monkeypatch):
     assert len(tried["halting"]) == 9 and len(tried["rates"]) == 18 and len({cell.key for cell in tried["lame"]}) == 17
     assert {(cell.method, cell.steps) for cell in tried["rates"]} == {
         ("basic", 1), ("latent", 3), ("gircse", 2), ("gircse", 3), ("laser", 2), ("laser", 3)}  # fmt: skip
+    searched = [cell for cell in tried["lame"] if cell.method == "lame"]
+    assert all(len(cell.changes) + len(cell.settings) + (cell.steps != 3) <= 1 for cell in searched)
     small = recipes.trials(
         5, {"lexical": [{"lexical": 1.0}, {}], "latent-halting": [{"learning_rate": 1e-3, "thinking_steps": 2}]}, WORLD
     )

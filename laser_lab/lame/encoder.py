@@ -143,7 +143,7 @@ class ReasonEncoder(LatentEncoder):
     def check_inputs(self, inputs: Sequence[Input]) -> list[Input]:
         return check_inputs(inputs) if isinstance(self.backbone, VisionBackbone) else super().check_inputs(inputs)
 
-    def preprocess(self, inputs: Sequence[Input], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
+    def preprocess(self, inputs: Sequence[Input], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """As :meth:`LatentEncoder.preprocess`, with images the processor's features; also the texts alone as
         ``text_ids`` and ``text_mask``, which a decoder is asked for. ``max_length`` counts the tokens of prompt and
         text."""
@@ -151,7 +151,7 @@ class ReasonEncoder(LatentEncoder):
         texts, images = [text_of(item) for item in inputs], [image_of(item) for item in inputs]
         features = super().preprocess(texts, prompt, **kwargs)
         ids, mask = features["input_ids"], features["attention_mask"]
-        alone = {"text_ids": ids, "text_mask": mask}
+        alone = {"text_ids": ids, "text_mask": mask, "inputs": inputs}
         if all(image is None for image in images):
             return features | alone
         shortened = [
@@ -216,7 +216,7 @@ class ReasonEncoder(LatentEncoder):
         if segment_ends is not None:
             return super().forward(features, segment_ends=segment_ends)
         states, embeddings = self.one_pass(features, thinking_steps)
-        self.check_finite(embeddings)
+        self.check_finite(embeddings, features.get("inputs", ()))
         found = {**features, "states": states, "sentence_embedding": embeddings}
         if targets is not None:
             found["reconstruction"] = self.reasoner.reconstruction(self.backbone, states, *targets)
