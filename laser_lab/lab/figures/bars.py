@@ -64,9 +64,15 @@ def grouped_bars(
 
 @style.styled()
 def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Seconds per batch by :func:`laser_lab.lab.latency.benchmark`'s first table: a cluster of bars per shape, and a
-    line over K. Whiskers end at the 95th percentile; numbers say how many times longer than ours a loop takes."""
-    check(frame, ["name", "batch", "tokens", "thinking_steps", "median", "p95", "ratio"])
+    """Seconds per batch by the tables of :func:`laser_lab.lab.loops.benchmark`, in its first dtype, and of
+    :func:`laser_lab.lab.loops.sweep`: a cluster of bars per shape, the published loop on PyTorch's layers and ours on
+    ours, and a line over K. Whiskers end at the 95th percentile; numbers say how many times faster ours is."""
+    check(frame, ["name", "layers", "dtype", "batch", "tokens", "thinking_steps", "median", "p95", "gain"])
+    first = frame["dtype"].isna() | (frame["dtype"] == frame["dtype"].iloc[0])
+    own = frame["layers"] == ("ours" if (frame["layers"] == "ours").any() else "stock")
+    frame = frame[
+        first & (frame["layers"].isna() | own.where(frame["name"] != "published", frame["layers"] == "stock"))
+    ]
     frame = frame.assign(low=frame["median"], high=frame["p95"])
     frame["shape"] = [f"{batch} × {tokens} tokens" for batch, tokens in zip(frame["batch"], frame["tokens"])]
     names = {"published": "published loop, K=3", "ours": "ours, K=3", "basic": "one basic pass"}
@@ -75,7 +81,7 @@ def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     fig = canvas(9.6, 4.0)
     left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
     _clusters(left, frame, "median", "shape", "name", list(frame["shape"].unique()), list(names))
-    ratios = frame.loc[frame["name"] == "published", "ratio"]
+    ratios = frame.loc[frame["name"] == "ours", "gain"]
     left.bar_label(left.containers[1], [f"{times:.1f}×" for times in ratios], padding=2)
     left.legend(names.values(), frameon=False, fontsize=10, loc="upper left")
     finish(left, "seconds per batch", title, bottom=0)
