@@ -55,6 +55,7 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
     """
     notebook, output = Path(notebook), Path(output)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' too: they leave broken lines in a notebook
+    os.environ["OMP_NUM_THREADS"] = threads_of(notebook)
     with atomic_file(output) as temporary, scratch_folder("k") as sockets:
         nbformat.write(_as_written(notebook), temporary)
         known = papermill.inspect_notebook(temporary) if parameters else {}
@@ -76,6 +77,12 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
             if cell.cell_type == "code":  # warnings and progress bars name paths and machines
                 cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
         nbformat.write(executed, temporary)
+
+
+def threads_of(notebook: Path) -> str:
+    """CPU threads of a notebook's kernel: two for Gemma; one for small models, whose threads only wait for each other
+    and whose cells run one process per core anyway (docs/speed.md)."""
+    return "2" if "gemma-3-270m" in "".join(cell.source for cell in _as_written(notebook).cells) else "1"
 
 
 def _as_written(notebook: Path) -> nbformat.NotebookNode:
