@@ -577,3 +577,8 @@ def test_kernels_listen_on_no_port(tmp_path):
     notebooks.run(file, file)
     assert nbformat.read(file, as_version=4).cells[0].outputs[0]["text"].strip() == "ipc"
     assert list(tmp_path.iterdir()) == [file], "no socket is left"
+
+
+def test_gemma_gets_two_threads_and_small_models_one():
+    threads = {path.stem[:2]: notebooks.threads_of(path) for path in NOTEBOOKS}
+    assert threads["01"] == threads["11"] == "2" and threads["04"] == threads["07"] == "1"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from laser_lab.lab.figures import style
@@ -16,13 +15,12 @@ from laser_lab.lab.figures.style import METHOD_COLOURS, axis_label, canvas, chec
 def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | None = None) -> Figure:
     """A bar per row, ``label``, with its `measure`, its interval from ``low`` to ``high``, and ``method``'s colour."""
     check(frame, ["label", "method", measure, "low", "high"])
-    each = min(1.6, style.MAX_WIDTH / len(frame))
-    fig = canvas(max(4.8, each * len(frame)), 3.8)
+    fig = canvas(max(4.8, 1.6 * len(frame)), 3.8)
     ax = fig.subplots()
     colours = [METHOD_COLOURS.get(method, METHOD_COLOURS["laser"]) for method in frame["method"]]
     bars = ax.bar(range(len(frame)), frame[measure], color=colours, width=0.6, yerr=whiskers(frame, measure), capsize=5)
     ax.bar_label(bars, fmt="%.3f", padding=5)
-    ax.set_xticks(range(len(frame)), [style.wrap(str(label), int(11 * each)) for label in frame["label"]])
+    ax.set_xticks(range(len(frame)), [style.wrap(str(label), 18) for label in frame["label"]])
     ax.margins(y=0.15)
     finish(ax, axis_label(measure), title, bottom=0)
     return fig
@@ -35,9 +33,8 @@ def _clusters(ax: Axes, frame: pd.DataFrame, measure: str, x: str, group: str, p
         bars = frame[frame[group] == value].drop_duplicates(x).set_index(x).reindex(places)
         centres = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(places))]
         ax.bar(centres, bars[measure], width=0.92 * width, color=colour_of(value, at), label=str(value),
-               yerr=whiskers(bars, measure), capsize=3, error_kw={"linewidth": 1.2},
-               hatch=style.HATCHES[at % len(style.HATCHES)], edgecolor="white", linewidth=0)  # fmt: skip
-    ax.set_xticks(range(len(places)), [style.wrap(str(place), 14) for place in places])
+               yerr=whiskers(bars, measure), capsize=3, error_kw={"linewidth": 1.2})  # fmt: skip
+    ax.set_xticks(range(len(places)), [style.wrap(str(place), 16) for place in places])
 
 
 @style.styled()
@@ -50,7 +47,7 @@ def grouped_bars(
     panels = style.panels_of(frame, panel)
     places, groups = list(frame[x].unique()), list(frame[group].unique())
     across = 1 if len(panels) < 3 else 2
-    wide = min(style.MAX_WIDTH, max(6.4, across * (0.38 * len(places) * (len(groups) + 1) + 0.6)))
+    wide = max(6.4, across * (0.38 * len(places) * (len(groups) + 1) + 0.6))
     fig = canvas(wide, 2.7 * -(-len(panels) // across) + 1.0)
     axes = style.grid(fig, len(panels), across)
     for ax, (name, part) in zip(axes.flat, panels):
@@ -67,112 +64,76 @@ def grouped_bars(
 
 @style.styled()
 def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Seconds per batch by :func:`laser_lab.lab.latency.benchmark`'s first table, a cluster of bars per shape; and,
-    from a run of its own, how many times one pass K steps take. Whiskers end at the 95th percentile; numbers say how
-    many times longer than ours a loop takes."""
-    check(frame, ["name", "batch", "tokens", "thinking_steps", "median", "p95", "ratio"])
+    """Seconds per batch by the tables of :func:`laser_lab.lab.loops.benchmark`, in its first dtype, and of
+    :func:`laser_lab.lab.loops.sweep`: a cluster of bars per shape, the published loop on PyTorch's layers and ours on
+    ours, and a line over K. Whiskers end at the 95th percentile; numbers say how many times faster ours is."""
+    check(frame, ["name", "layers", "dtype", "batch", "tokens", "thinking_steps", "median", "p95", "gain"])
+    first = frame["dtype"].isna() | (frame["dtype"] == frame["dtype"].iloc[0])
+    own = frame["layers"] == ("ours" if (frame["layers"] == "ours").any() else "stock")
+    frame = frame[
+        first & (frame["layers"].isna() | own.where(frame["name"] != "published", frame["layers"] == "stock"))
+    ]
     frame = frame.assign(low=frame["median"], high=frame["p95"])
     frame["shape"] = [f"{batch} × {tokens} tokens" for batch, tokens in zip(frame["batch"], frame["tokens"])]
     names = {"published": "published loop, K=3", "ours": "ours, K=3", "basic": "one basic pass"}
-    sweep = frame[frame["name"] == "sweep"].copy()
+    sweep = frame[frame["name"] == "sweep"]
     frame = frame[frame["name"].isin(names)]
     fig = canvas(9.6, 4.0)
     left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
     _clusters(left, frame, "median", "shape", "name", list(frame["shape"].unique()), list(names))
-    ratios = frame.loc[frame["name"] == "published", "ratio"]
+    ratios = frame.loc[frame["name"] == "ours", "gain"]
     left.bar_label(left.containers[1], [f"{times:.1f}×" for times in ratios], padding=2)
     left.legend(names.values(), frameon=False, fontsize=10, loc="upper left")
     finish(left, "seconds per batch", title, bottom=0)
-    sweep[["median", "low", "high"]] /= sweep.loc[sweep["thinking_steps"].idxmin(), "median"]
     right.errorbar(sweep["thinking_steps"], sweep["median"], whiskers(sweep, "median"), marker="o", capsize=3)
     right.set_xlabel(axis_label("thinking_steps"))
-    finish(right, "times one pass (K=1)", f"ours, {sweep['shape'].iloc[0]}", bottom=0)
+    finish(right, "", f"ours, {sweep['shape'].iloc[0]}", bottom=0)
     return fig
-
-
-def on_front(frame: pd.DataFrame, x: str, measure: str = "ndcg@10", noise: float = 1.05) -> list[bool]:
-    """Whether each row lies on the Pareto front of cost `x` and `measure`, told by intervals (``low``, ``high``): none
-    is clearly better at no more cost, and none clearly cheaper that is not clearly worse. Costs within a factor of
-    `noise` are the same."""
-    points = list(zip(frame[x], frame["low"], frame["high"]))
-    return [
-        not any(
-            (other <= cost * noise and worst > high) or (other * noise < cost and not low > best)
-            for other, worst, best in points
-        )
-        for cost, low, high in points
-    ]
 
 
 @style.styled()
 def frontier(
-    frame: pd.DataFrame,
-    measure: str = "ndcg@10",
-    *,
-    x: str = "milliseconds",
-    panel: str | None = None,
-    title: str | None = None,
+    frame: pd.DataFrame, measure: str = "ndcg@10", *, x: str = "milliseconds", title: str | None = None
 ) -> Figure:
     """Quality (`measure`, ``low``, ``high``) against cost (`x`, on a logarithmic axis): a point per row in the colour
-    of its ``method``, with its ``label`` beside it, and a line through those that are ``pareto``. Panels have axes of
-    their own: what stands in them was measured on other machines and data."""
-    check(frame, ["label", "method", x, measure, "low", "high", "pareto"] + ([panel] if panel else []))
-    panels = style.panels_of(frame, panel)
-    fig = canvas(style.MAX_WIDTH if panel else 8.6, 4.8)
-    axes = fig.subplots(1, len(panels), squeeze=False)[0]
-    order = {method: at for at, method in enumerate(frame["method"].unique())}
-    for ax, (shown, part) in zip(axes, panels):
-        _points(ax, part, measure, x, order)
-        ax.set_xlabel(axis_label(x))
-        finish(ax, axis_label(measure), str(shown) if panel else title, bottom=0)
-    handles = dict(pair for ax in axes for pair in zip(*ax.get_legend_handles_labels()[::-1]))
-    fig.legend(handles.values(), handles, frameon=False, fontsize=10, loc="outside lower center", ncols=4)
-    style.headline(fig, title if panel else None, 90)
-    return fig
-
-
-def _points(ax: Axes, frame: pd.DataFrame, measure: str, x: str, order: dict[str, int]) -> None:
+    of its ``method``, with its ``label`` beside it, and a line through those that are ``pareto``."""
+    check(frame, ["label", "method", x, measure, "low", "high", "pareto"])
+    fig = canvas(8.6, 4.6)
+    ax = fig.subplots()
     front = frame[frame["pareto"]].sort_values(x)
     ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
-    for method, points in frame.groupby("method", sort=False):
-        look = dict(color=colour_of(method, order[method]), capsize=4, elinewidth=1.5)
-        look |= style.line_of(method, order[method]) | {"markersize": 12 if method == "lexical" else 8, "linestyle": ""}
+    for at, (method, points) in enumerate(frame.groupby("method", sort=False)):
+        look = dict(marker="o", markersize=8, capsize=4, linewidth=0, elinewidth=1.5, color=colour_of(method, at))
         ax.errorbar(points[x], points[measure], yerr=whiskers(points, measure), label=method, **look)
-        place = dict(xytext=(6, 7 if order[method] % 2 else -15), textcoords="offset points")  # above and below
+        place = dict(xytext=(5, 8 if at % 2 else -16), textcoords="offset points")  # methods above and below
         for _, row in points.iterrows():
             ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=look["color"], **place)
     ax.set_xscale("log")
-    ax.margins(x=0.18, y=0.12)
+    ax.margins(x=0.1, y=0.1)
     ax.xaxis.set_major_formatter("{x:g}")
     # between powers of ten too, where there is room for the numbers
     ax.xaxis.set_minor_formatter("{x:g}" if frame[x].max() < 30 * frame[x].min() else NullFormatter())
-    ax.tick_params(axis="x", which="both", labelsize=9)
+    ax.set_xlabel(axis_label(x))
+    finish(ax, axis_label(measure), title, bottom=0)
+    fig.legend(frameon=False, loc="outside right upper")
+    return fig
 
 
 @style.styled()
 def trainings(
-    frame: pd.DataFrame,
-    measure: str = "ndcg@10",
-    *,
-    failed: float | None = None,
-    means: pd.DataFrame | None = None,
-    title: str | None = None,
+    frame: pd.DataFrame, measure: str = "ndcg@10", *, failed: float | None = None, title: str | None = None
 ) -> Figure:
     """A dot per training (`measure`, from 0 to 1) and a bar at the mean of each ``label``, in the colour of its
-    ``method``; with `means` (``label``, ``low``, ``high``) also the mean's interval. Trainings below `failed` have
-    failed: the area is shaded, and each row counts its own there."""
+    ``method``. Trainings below `failed` have failed: the area is shaded, and each row counts its own there."""
     check(frame, ["label", "method", measure])
     rows = list(frame.groupby("label", sort=False))
     fig = canvas(7.6, 0.3 * len(rows) + 1.3)
     ax = fig.subplots()
-    for at, (label, part) in enumerate(rows):
+    for at, (_, part) in enumerate(rows):
         colour = colour_of(part["method"].iloc[0], at)
         spread = [at + 0.36 * (i / max(1, len(part) - 1) - 0.5) for i in range(len(part))]
         ax.plot(part[measure], spread, "o", color=colour, alpha=0.55, markersize=5, markeredgewidth=0)
         ax.plot([part[measure].mean()] * 2, [at - 0.36, at + 0.36], color=colour, linewidth=2.5)
-        if means is not None:
-            low, high = means.set_index("label").loc[label, ["low", "high"]]
-            ax.plot([low, high], [at, at], color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt")
         if failed is not None:
             count = f"{int((part[measure] < failed).sum())} of {len(part)} failed"
             ax.annotate(count, (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=9.5)
@@ -183,44 +144,4 @@ def trainings(
     ax.set_xlabel(axis_label(measure))
     finish(ax, "", title, bottom=None)
     ax.grid(axis="x", alpha=0.3)
-    return fig
-
-
-@style.styled()
-def intervals(
-    frame: pd.DataFrame,
-    measure: str = "ndcg@10",
-    *,
-    y: str = "label",
-    group: str | None = None,
-    panel: str | None = None,
-    title: str | None = None,
-) -> Figure:
-    """Points with their intervals (``low``, ``high``): a row per value of `y`, the first on top, in the colour of its
-    ``method``, a marker per value of `group` and a panel per value of `panel`. A difference has a line at 0."""
-    check(frame, ["method", measure, "low", "high", y] + [column for column in (group, panel) if column])
-    panels, rows = style.panels_of(frame, panel), list(frame[y].unique())
-    groups = list(frame[group].unique()) if group else [None]
-    across, step = min(2, len(panels)), 0.8 / len(groups)
-    down = -(-len(panels) // across)
-    fig = canvas(1.8 + 3.8 * across, down * (len(rows) * max(0.3, 0.17 * len(groups)) + 0.5) + 1.2)
-    axes = style.grid(fig, len(panels), across)
-    for ax, (name, part) in zip(axes.flat, panels):
-        if frame["low"].min() < 0:
-            ax.axvline(0, color="black", linewidth=0.8)
-        for _, point in part.iterrows():
-            at, kind = rows.index(point[y]), groups.index(point[group]) if group else 0
-            reach = [[point[measure] - point["low"]], [point["high"] - point[measure]]]
-            ax.errorbar(point[measure], at + (kind - (len(groups) - 1) / 2) * step, xerr=reach, marker="osD^v<>"[kind],
-                        color=colour_of(point["method"], at), markersize=5.5, capsize=2, linewidth=1.3)  # fmt: skip
-        ax.set_yticks(range(len(rows)), [str(row) for row in rows])
-        ax.set_ylim(len(rows) - 0.5, -0.5)
-        ax.set_xlabel(axis_label(measure) if ax in axes[-1] else "")
-        finish(ax, "", str(name) if panel else title)
-        ax.grid(axis="x", alpha=0.3)
-    if group:
-        look = dict(color="#555555", linestyle="none", markersize=5.5)
-        handles = [Line2D([], [], marker=marker, label=str(value), **look) for marker, value in zip("osD^v<>", groups)]
-        fig.legend(handles=handles, frameon=False, ncols=min(len(groups), 3), fontsize=10, loc="outside lower center")
-    style.headline(fig, title if panel else None, 90)
     return fig
