@@ -9,11 +9,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from laser_lab.base import kernels
 from laser_lab.base.kernels import linear, use_fast_linear
 from laser_lab.base.numbers import likely_cause
 
 SAME, SAME_HALF = 0.99999, 0.98  # cosine of equal states, in float32 and below
-VOCABULARY_BLOCK = 4096  # rows of W and E that fit into the processor's cache
+VOCABULARY_BLOCK = 4096  # rows of W and E that fit into the processor's last cache
+MKL_BLOCK = 512  # and into a core's own: MKL's calls cost so little that it pays (docs/speed.md)
 
 
 class Backbone(nn.Module):
@@ -131,14 +133,20 @@ class Backbone(nn.Module):
             mixed = linear(logits.softmax(-1).to(table.dtype), table.T) * self.embedding_scale if soft_token else None
             return mixed, total
         weight, bias = self.head.weight, getattr(self.head, "bias", None)
-        biases = repeat(None) if bias is None else bias.split(VOCABULARY_BLOCK)
+        by_mkl = weight.dtype == torch.float32 and not kernels.PREFERRED
+        block = min(MKL_BLOCK, VOCABULARY_BLOCK) if by_mkl else VOCABULARY_BLOCK
+        biases = repeat(None) if bias is None else bias.split(block)
         multiplier, cap = self._logit_multiplier, self._soft_cap  # once: a config answers slowly
         states, means, totals = states.to(weight.dtype), [], []
-        for keys, values, bias in zip(weight.split(VOCABULARY_BLOCK), table.split(VOCABULARY_BLOCK), biases):
+        for keys, values, bias in zip(weight.split(block), table.split(block), biases):
             logits = _finished(linear(states, keys, bias), multiplier, cap)
-            if soft_token:
-                means.append(linear(logits.softmax(-1).to(table.dtype), values.T))
-            totals.append(logits.logsumexp(-1))
+            if not soft_token:
+                totals.append(logits.logsumexp(-1))
+                continue
+            probabilities = logits.softmax(-1)
+            means.append(linear(probabilities.to(table.dtype), values.T))
+            # the largest one is exp(its logit - total): cheaper than a second sum
+            totals.append(logits.amax(-1) - probabilities.amax(-1).log())
         total = torch.stack(totals)  # (blocks, B)
         mixed = None
         if soft_token:
@@ -237,7 +245,7 @@ class Backbone(nn.Module):
 
 def _finished(scores: Tensor, multiplier: float, cap: float | None) -> Tensor:
     """Products of states and head to float32 logits."""
-    logits = scores.float() * multiplier
+    logits = scores.float() if multiplier == 1 else scores.float() * multiplier
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 

@@ -44,7 +44,8 @@ def load(
         document_steps, pooling, halting: Of :class:`laser_lab.encoder.LatentEncoder`. Default: what the folder says.
         adapter: A PEFT adapter on top of `name`.
         device: Default: an accelerator if there is one.
-        dtype: Default: float32 on the CPU, the checkpoint's own elsewhere.
+        dtype: Default: float32 on the CPU, the checkpoint's own elsewhere. ``"bfloat16"`` is faster on a CPU that
+            multiplies it (docs/speed.md); ``"auto"`` takes it there, and the default elsewhere.
         max_length: Tokens of the longest text, prompt included. Default: what the folder says, else 512.
         prompts: Default: what the folder says, else the published checkpoints' (an instruction for queries).
         query_prompt: The prompt of queries alone, a task sentence or a whole prefix (:func:`laser_lab.query_prompt`).

@@ -24,8 +24,9 @@ from transformers import (
 from laser_lab import adapters
 from laser_lab.adapters.fitting import check_tokenizer, read_whole, with_adapter
 from laser_lab.backbone import Backbone
-from laser_lab.base.company import scratch_folder
 from laser_lab.base.files import cache_dir, cached_build, missing_extra, read_json
+from laser_lab.base.kernels import multiplies_bfloat16
+from laser_lab.base.processes import scratch_folder
 from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.vision import VisionBackbone
 
@@ -113,7 +114,8 @@ def load_backbone(
             file, or a built-in name (:data:`BUILT_IN`). Nothing local causes a call to the hub.
         adapter: A PEFT adapter (folder or hub id) to put on top.
         device: Default: an accelerator if there is one, else the CPU.
-        dtype: Default: float32 on the CPU, the checkpoint's own dtype elsewhere.
+        dtype: Default: float32 on the CPU, the checkpoint's own dtype elsewhere. ``"auto"``: on a CPU that multiplies
+            bfloat16 (:func:`laser_lab.base.kernels.multiplies_bfloat16`) that, else as the default.
         trust_remote_code: Off unless asked for. Weights load from safetensors only.
         model_kwargs: Passed to the model's ``from_pretrained`` (``attn_implementation``, ...).
 
@@ -124,8 +126,9 @@ def load_backbone(
         OSError: The hub has no such model, or cannot be reached.
     """
     device = torch.device(device or get_device_name())
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else "auto"
+    if device.type == "cpu" and dtype in (None, "auto"):
+        dtype = torch.bfloat16 if dtype == "auto" and multiplies_bfloat16() else torch.float32
+    dtype = "auto" if dtype is None else dtype
     source = resolve(name)
     label = os.fspath(name)
     local = os.path.exists(source)

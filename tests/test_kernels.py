@@ -11,10 +11,40 @@ from hypothesis import strategies as st
 from torch import nn
 
 from laser_lab import backbone as backbones
-from laser_lab.base import kernels
+from laser_lab.base import kernels, processes
 from laser_lab.base.kernels import linear, use_fast_linear
+from laser_lab.encoder import LatentEncoder, LatentRetriever, think
 
 needs_onednn = pytest.mark.skipif(not kernels.AVAILABLE, reason="this build of PyTorch has only one kernel")
+
+
+@pytest.fixture(params=[False, kernels.AVAILABLE], ids=["pytorch", "onednn"], autouse=True)
+def both_libraries(request, monkeypatch):
+    """Every test here goes through both, whoever made this processor."""
+    monkeypatch.setattr(kernels, "PREFERRED", request.param)
+
+
+@pytest.mark.parametrize(
+    "cpuinfo, maker",
+    [
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\ncpu family\t: 6\n", "GenuineIntel"),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\n", "AuthenticAMD"),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\n", "aarch64"),
+    ],
+)
+def test_the_maker_of_the_processor(cpuinfo, maker, monkeypatch):
+    monkeypatch.setattr(kernels.Path, "read_text", lambda self: cpuinfo)
+    monkeypatch.setattr(kernels.platform, "machine", lambda: "aarch64")
+    assert kernels.processor_maker() == maker
+
+
+def test_products_go_to_onednn_only_where_it_is_preferred(monkeypatch):
+    called = []
+    product = kernels._product
+    monkeypatch.setattr(kernels, "_product", lambda *of: called.append(of) or product(*of))
+    with torch.no_grad():
+        linear(torch.randn(2, 3), torch.randn(4, 3))
+    assert len(called) == kernels.PREFERRED
 
 
 @settings(max_examples=40, deadline=None)
@@ -74,8 +104,9 @@ def test_autocast_and_empty_inputs_are_pytorchs_own():
 
 
 @needs_onednn
-def test_frozen_weights_keep_no_inputs_for_the_gradient():
+def test_frozen_weights_keep_no_inputs_for_the_gradient(monkeypatch):
     """A LoRA run must not hold the inputs of layers that do not train."""
+    monkeypatch.setattr(kernels, "PREFERRED", True)
     x, weight = torch.randn(4, 6, requires_grad=True), torch.randn(5, 6)
     assert linear(x, weight).grad_fn.saved_tensors[0] is None
     assert linear(x, weight.requires_grad_()).grad_fn.saved_tensors[0] is not None
@@ -123,3 +154,57 @@ def test_a_block_that_takes_all_the_probability(monkeypatch):
         for sign, token in ((1, -1), (-1, 0)):
             found = backbone.soft_token(torch.full((1, 32), float(sign)))
             torch.testing.assert_close(found[0], backbone.embedding_table[token])
+
+
+# -- threads beside other processes --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("free, threads", [(1, 1), (2, 2), (16, 2)])
+def test_threads_for_free_cores(free, threads, two_threads, monkeypatch):
+    monkeypatch.setattr(processes, "free_cores", lambda: free)
+    with pytest.raises(KeyError), processes.threads_for_free_cores():
+        assert torch.get_num_threads() == threads
+        raise KeyError
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("running, own, free", [(1, "R", 4), (3, "R", 2), (9, "R", 1), (3, "RR", 3), (1, "S", 3)])
+def test_free_cores_are_those_that_no_other_process_computes_on(running, own, free, monkeypatch):
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    monkeypatch.setattr(processes.Path, "read_text", lambda self: f"0.5 0.4 0.3 {running}/300 4242\n" if
+                        self.name == "loadavg" else f"7 (a (b) c) {self.parent.name} 1 2")  # fmt: skip
+    tasks = [processes.Path(f"/proc/self/task/{state}/stat") for state in own]
+    monkeypatch.setattr(processes.Path, "glob", lambda self, pattern: iter(tasks))
+    assert processes.free_cores() == free
+
+
+def test_where_nobody_can_tell_all_cores_are_free(monkeypatch):
+    def refuse(self):
+        raise FileNotFoundError
+
+    monkeypatch.setattr(processes.Path, "read_text", refuse)
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: 8)
+    assert processes.free_cores() == 8
+
+
+def test_encoding_takes_the_free_cores_and_training_all(two_threads, monkeypatch):
+    monkeypatch.setattr(processes, "free_cores", lambda: 1)
+    encoder = LatentEncoder(tiny_backbone())
+    model = LatentRetriever(modules=[encoder], device="cpu")
+    seen, real = [], type(encoder).think
+    monkeypatch.setattr(
+        type(encoder), "think", lambda *of, **how: seen.append(torch.get_num_threads()) or real(*of, **how)
+    )
+    model.encode(["why is the sky blue"])
+    think(model, ["why is the sky blue"])
+    model(model.preprocess(["why is the sky blue"]))
+    assert seen == [1, 1, 2]

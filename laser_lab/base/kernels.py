@@ -1,9 +1,12 @@
-"""Float32 linear layers on the CPU through oneDNN: the same numbers up to rounding, faster.
+"""Float32 linear layers on the CPU by the library that is fast there: the same numbers up to rounding.
 
 PyTorch sends a float32 linear layer on an x86 CPU to MKL, which on CPUs of other makers than Intel is about half as
-fast as the oneDNN kernels that PyTorch ships for compiled graphs. All else stays with PyTorch's own kernels.
+fast as the oneDNN kernels that PyTorch ships for compiled graphs. On Intel's MKL is as fast on large matrices and up to
+four times faster on small ones (docs/speed.md), so all stays with PyTorch's own kernels there.
 """
 
+import platform
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,24 @@ AVAILABLE = (  # without MKL there is nothing to replace
     and torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
+
+
+def processor_maker() -> str:
+    """``"GenuineIntel"``, ``"AuthenticAMD"``, ...; where the system does not say it so, what it calls the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()  # on Windows the maker is a part of it
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("vendor_id")), platform.machine())
+
+
+PREFERRED = AVAILABLE and "GenuineIntel" not in processor_maker()
+"""Whether :func:`linear` goes to oneDNN."""
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions for products in bfloat16 (AMX or AVX512-BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -27,7 +48,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _usable(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        AVAILABLE
+        PREFERRED
         and x.device.type == weight.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and (bias is None or bias.dtype == torch.float32)
@@ -62,14 +83,14 @@ class _Linear(torch.autograd.Function):
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` through oneDNN, with the same state dict."""
+    """``nn.Linear`` through :func:`linear`, with the same state dict."""
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
 
 
 def use_fast_linear(model: nn.Module, fast: bool = True) -> None:
-    """Let every plain ``nn.Linear`` of `model` compute through oneDNN, or, with ``fast=False``, as PyTorch does. A new
+    """Let every plain ``nn.Linear`` of `model` use :func:`linear`, or, with ``fast=False``, PyTorch's own. A new
     layer takes over the parameters and the name of each, so ties, adapters, saving and training do not change."""
     before, after = (nn.Linear, Linear) if fast else (Linear, nn.Linear)
     for parent in list(model.modules()):

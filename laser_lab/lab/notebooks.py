@@ -24,8 +24,8 @@ from typing import Any
 
 from PIL import Image
 
-from laser_lab.base.company import scratch_folder
 from laser_lab.base.files import atomic_file, cache_dir, missing_extra, read_json, write_text
+from laser_lab.base.processes import scratch_folder
 from laser_lab.data.hopworld import HopWorldConfig
 from laser_lab.lab.provenance import PACKAGE, code_version, imported, versions
 
@@ -226,7 +226,7 @@ def _pretrain() -> None:
     """One thread trains the language models that most notebooks need, while the first ones run."""
     worlds = [config for config in WORLDS if not config.folder.exists()]
     if worlds:
-        command = f"from laser_lab.base.company import end_with_parent as end; end({os.getpid()}); "
+        command = f"from laser_lab.base.processes import end_with_parent as end; end({os.getpid()}); "
         command += "from laser_lab.data.hopworld_lm import HopWorldConfig, pretrained; "
         command += "; ".join(f"pretrained({config!r})" for config in worlds)
         subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)

@@ -61,9 +61,19 @@ def reachable(*names: str, package: Path = PACKAGE) -> list[str]:
     return sorted(found)
 
 
+def _written(node: ast.AST | list | object) -> str:
+    """A syntax tree as text. Fields that are empty are left out: newer Pythons add some."""
+    if isinstance(node, list):
+        return "[" + ",".join(map(_written, node)) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = (f"{name}={_written(value)}" for name, value in ast.iter_fields(node) if value not in (None, []))
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
 @cache
 def code_version(*names: str, package: Path = PACKAGE) -> str:
-    """A hash of the :func:`reachable` source, without comments, docstrings and layout."""
+    """A hash of the :func:`reachable` source, without comments, docstrings and layout; the same on every Python."""
     return hashlib.sha256("".join(versions(*names, package=package).values()).encode()).hexdigest()
 
 
@@ -78,4 +88,4 @@ def _version(name: str, package: Path) -> str:
         body = getattr(node, "body", None)
         if isinstance(body, list):
             node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-    return hashlib.sha256(name.encode() + ast.dump(tree).encode()).hexdigest()
+    return hashlib.sha256(name.encode() + _written(tree).encode()).hexdigest()

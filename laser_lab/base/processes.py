@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import torch
 from filelock import FileLock, Timeout
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,41 @@ def end_with_parent(parent: int, interval: float = 1.0) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name=name, daemon=True).start()
+
+
+# -- cores that others compute on -------------------------------------------------------------------------------------
+
+
+def free_cores() -> int:
+    """Cores of this process that no other one computes on at this moment, at least 1. Only Linux can tell; elsewhere
+    all cores count as free."""
+    total = os.cpu_count() or 1
+    try:
+        running = int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
+        own = [task.read_text().rpartition(")")[2].split()[0] for task in Path("/proc/self/task").glob("*/stat")]
+    except (OSError, ValueError, IndexError):  # another system, or a thread that has just ended
+        return total
+    return max(1, min(len(os.sched_getaffinity(0)), total - (running - own.count("R"))))
+
+
+@contextmanager
+def threads_for_free_cores() -> Iterator[None]:
+    """Compute with no more threads than there are :func:`free_cores`; never with more than before. Threads wait for
+    each other after every product: where one has to wait for its core, a product takes some milliseconds instead of
+    microseconds."""
+    before = torch.get_num_threads()
+    threads = before if before == 1 else min(before, free_cores())
+    if threads < before:  # twice: a passing moment of the system, or an own thread that falls asleep, is no company
+        time.sleep(0.001)
+        threads = min(before, max(threads, free_cores()))
+    if threads == before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 # -- scratch: `.NAME.laser_lab-HOST-PROCESS-RANDOM` -------------------------------------------------------------------
