@@ -106,7 +106,7 @@ NAMES = {
 
 def save(
     fig: Figure,
-    data: pd.DataFrame,
+    data: pd.DataFrame | None,
     name: str,
     folder: str | os.PathLike[str] = "figures",
     made_from: Iterable[Any] = (),
@@ -114,6 +114,7 @@ def save(
     """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`, all or none; return the PNG's path.
 
     Args:
+        data: None for a drawing, which has no table.
         made_from: Trainings (:class:`laser_lab.lab.cached.Cached`) and files of tables behind the figure. The PNG's
             ``Description`` holds them, as JSON: a training's configuration by hash, with its key and a hash of what
             was read from it; a table's name, with its hash.
@@ -124,13 +125,15 @@ def save(
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain file stem such as '01_thoughts', got {name!r}")
     folder = Path(folder)
-    finals = [folder / f"{name}.png", folder / f"{name}.svg", folder / "data" / f"{name}.csv"]
+    finals = [folder / f"{name}.png", folder / f"{name}.svg"]
+    finals += [] if data is None else [folder / "data" / f"{name}.csv"]
     with ExitStack() as files, styled():
-        png, svg, csv = [files.enter_context(atomic_file(file)) for file in finals]
+        png, svg, *csv = [files.enter_context(atomic_file(file)) for file in finals]
         metadata = {"Software": None, "Description": json.dumps(_sources(made_from), sort_keys=True)}
         fig.savefig(png, format="png", dpi=160, metadata=metadata, facecolor="white")
         fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
-        data.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
+        if data is not None:
+            data.to_csv(csv[0], index=False, float_format="%.6g", lineterminator="\n")
     return finals[0]
 
 
