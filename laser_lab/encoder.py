@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from laser_lab.backbone import Backbone
-from laser_lab.base.company import end_with_parent, threads_for_free_cores
 from laser_lab.base.files import atomic_folder, named_files
 from laser_lab.base.inputs import (
     Input,
@@ -30,6 +30,7 @@ from laser_lab.base.inputs import (
     label_of,
 )
 from laser_lab.base.numbers import NotFinite, check_finite, named_rows
+from laser_lab.base.processes import end_with_parent, threads_for_free_cores
 from laser_lab.data.prompts import join_queries, prefixed
 from laser_lab.data.templates import check_template, wrapped
 from laser_lab.thinking import Edit, Thoughts, latent_thinking, pool
@@ -65,7 +66,7 @@ class LatentEncoder(InputModule):
     config_file_name = CONFIG_FILE
     config_keys = ["thinking_steps", "document_steps", "pooling", "halting", "halting_threshold", "max_length"]
     config_keys += ["template", "add_special_tokens", "base"]
-    forward_kwargs = {"thinking_steps"}
+    forward_kwargs = {"thinking_steps", "segment_ends", "words"}
     thoughts_class = Thoughts
     max_steps: int | None = None  # the largest K there is, if there is one
 
@@ -81,7 +82,6 @@ class LatentEncoder(InputModule):
         super().__init__()
         self.backbone = backbone
         self.max_length = check_count("max_length", max_length)
-        self.last_batch: Sequence[Input] = ()  # what `preprocess` saw last: for errors
         self.template = check_template(template, backbone.tokenizer)
         self.add_special_tokens = add_special_tokens
         self.set_thinking(**thinking)
@@ -161,10 +161,9 @@ class LatentEncoder(InputModule):
         limit = dict(truncation=max_length is not None, max_length=max_length)
         return self.tokenizer(list(texts), add_special_tokens=self.add_special_tokens, **limit)["input_ids"]
 
-    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Texts to left-padded ``input_ids`` and ``attention_mask``, (B, T). An empty text becomes one bos (or eos)
-        token."""
-        self.last_batch = inputs
+    def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Texts to left-padded ``input_ids`` and ``attention_mask``, (B, T), and the ``inputs`` themselves, which an
+        error names. An empty text becomes one bos (or eos) token."""
         texts = self.wrapped(prefixed(prompt, inputs))
         ids = self.token_ids(texts, self.max_length)
         long = [text for text, row in zip(texts, ids) if len(row) >= self.max_length]
@@ -173,7 +172,7 @@ class LatentEncoder(InputModule):
         start = self.tokenizer.bos_token_id
         blank = [self.tokenizer.eos_token_id if start is None else start]
         batch = self.tokenizer.pad({"input_ids": [i or blank for i in ids]}, padding=True, return_tensors="pt")
-        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "inputs": list(inputs)}
 
     def check_room(self, ids: Tensor, more: int, what: str) -> None:
         """Raise a ValueError if the backbone has no positions for (B, T) `ids` and so many `more`."""
@@ -189,17 +188,17 @@ class LatentEncoder(InputModule):
         features: dict[str, Tensor],
         thinking_steps: int | None = None,
         *,
+        words: Tensor | None = None,
         threshold: float | None = None,
         edit: Edit | None = None,
     ) -> dict[str, Tensor]:
-        """What :attr:`thoughts_class` holds of (B, T) features, by name; differentiable. With ``lexical_ids`` (B, K, N)
-        also ``lexical``, (B, K, N): their log-probabilities at each step. `threshold` replaces
+        """What :attr:`thoughts_class` holds of (B, T) features, by name; differentiable. With `words`, token ids
+        (B, K, N), also ``lexical``, (B, K, N): their log-probabilities at each step. `threshold` replaces
         :attr:`halting_threshold`, `edit` changes soft tokens (:func:`laser_lab.thinking.latent_thinking`)."""
         steps = self.steps_of(thinking_steps)
         skipped = int(self.pooling == "generated")
         ids, mask = features["input_ids"], features["attention_mask"]
         self.check_room(ids, steps + skipped - 1, f"{steps} thinking steps")
-        words = features.get("lexical_ids")
         rollout = latent_thinking(
             self.backbone,
             ids,
@@ -216,30 +215,36 @@ class LatentEncoder(InputModule):
             found["lexical"] = self.backbone.log_probabilities(rollout.states, words, rollout.log_normalisers)
         return found
 
-    def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features; with
-        ``segment_ends`` the explicit view's (docs/method.md, section 2): one pass, the states at the segment ends, and
-        the last state as the embedding."""
-        if "segment_ends" in features:
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        thinking_steps: int | None = None,
+        segment_ends: Tensor | None = None,
+        words: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Adds :meth:`think`'s fields and ``sentence_embedding`` (B, D, float32, unit length) to the features. With
+        `segment_ends`, positions (B, K), the explicit view's (docs/method.md, section 2): one pass, the states at these
+        positions, and the last state as the embedding."""
+        if segment_ends is not None:
             backbone = self.backbone
             every = backbone.last_states(backbone.embed(features["input_ids"]), features["attention_mask"])
             rows = torch.arange(len(every), device=every.device)[:, None]
-            found = {"states": every[rows, features["segment_ends"]], "sentence_embedding": pool(every[:, -1:])}
+            found = {"states": every[rows, segment_ends], "sentence_embedding": pool(every[:, -1:])}
         else:
-            found = self.think(features, thinking_steps)
+            found = self.think(features, thinking_steps, words=words)
             found["sentence_embedding"] = pool(found["states"], found["weights"])
-        self.check_finite(found["sentence_embedding"])
+        self.check_finite(found["sentence_embedding"], features.get("inputs", ()))
         return features | found
 
-    def check_finite(self, *vectors: Tensor) -> None:
-        """Raise a NotFinite if one of (B, ...) `vectors` has an entry that is not finite. In training the losses are
-        looked at instead, which knows the ids."""
+    def check_finite(self, vectors: Tensor, inputs: Sequence[Input] = ()) -> None:
+        """Raise a NotFinite if (B, D) `vectors` have an entry that is not finite; it holds those of the B `inputs`. In
+        training the losses are looked at instead, where the ids are known."""
         if torch.is_grad_enabled():
             return
         try:
-            check_finite(self, *vectors)
+            check_finite(self, vectors)
         except NotFinite as error:
-            error.inputs = [self.last_batch[row] for row in error.rows if row < len(self.last_batch)]
+            error.inputs = [inputs[row] for row in error.rows if row < len(inputs)]
             raise
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
@@ -396,7 +401,7 @@ def thought_batches(
     model.eval()
     for rows in in_batches(texts, batch_size, progress):
         features = encoder.preprocess([texts[i] for i in rows], prompt=prompt)
-        features = {key: value.to(model.device) for key, value in features.items()}
+        features = batch_to_device(features, model.device)
         change = None if edit is None else lambda k, t, left, rows=rows: edit(k, t, [rows[i] for i in left])
         with threads_for_free_cores():
             thought = encoder.think(features, thinking_steps, threshold=threshold, edit=change)

@@ -5,6 +5,7 @@ from itertools import islice
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import batch_to_device
 from torch import Tensor
 
 from laser_lab.base.inputs import in_batches
@@ -77,7 +78,8 @@ def explicit_thoughts(
         for rows in in_batches(queries, batch_size):
             some = [queries[i] for i in rows], [reasonings[i] for i in rows]
             features = explicit_features(encoder, *some, prompt=prompt, steps=steps)
+            features = batch_to_device(features, model.device)
             with named_rows(rows.__getitem__):
-                out = encoder({key: value.to(model.device) for key, value in features.items()})
+                out = encoder(features, segment_ends=features.pop("segment_ends"))
             embeddings[rows], states[rows] = out["sentence_embedding"].cpu(), out["states"].float().cpu()
     return embeddings, states

@@ -173,8 +173,8 @@ class ReasonMethod(Method):
 
     The paper gives terms and stages without numbers. Start word, K and the length of the first stage were searched on
     HopWorld's dev queries at one hop, one at a time, one seed (figures/data/lame_search.csv; ``python -m
-    laser_lab.lab.cells FILE.csv --search lame --seeds 1``); they matter in this order. K is that of the other methods,
-    and the first stage the shortest tried. LaME still scores below `basic` at one hop.
+    laser_lab.lab.recipes FILE.csv --search lame --seeds 1``); they matter in this order. K is that of the other
+    methods, and the first stage the shortest tried. LaME still scores below `basic` at one hop.
     """
 
     reconstruction: float = _weight(1.0)
@@ -191,9 +191,10 @@ class ReasonMethod(Method):
 _LASER = LatentMethod(explicit=1.0, output=10.0, trajectory=0.1, distil_start=0.25, distil_warmup=0.25)
 _RELEASED = dict(distil_start=0.0, distil_warmup=0.0, distil_documents=True, sampling="first", lora_dropout=0.1)
 _RELEASED |= dict(explicit_format="released", mask_positives=False)
-# the reasoning also teaches when to end; without that, or with λ2 = 10, trainings at K=5 failed on dev
-# (`lab.recipes --search` tries both)
+# the reasoning also teaches when to end, and the alignment acts from the first step: without either, or with λ2 = 10,
+# trainings at K=5 failed on dev (`lab.recipes --search halting`)
 _LASER_HALTING = _LASER.replace(halting=True, output=1.0, trajectory=1.0, lexical=1.0, lexical_words=False)
+_LASER_HALTING = _LASER_HALTING.replace(distil_start=0.0, distil_warmup=0.0)
 # documents end at once where they may think (`latent-halting`), so here they get one pass, which reads no head
 _LEXICAL = LatentMethod(lexical=3.0, halting=True, document_steps=1)
 _LAME = ReasonMethod()

@@ -24,9 +24,9 @@ from transformers import (
 from laser_lab import adapters
 from laser_lab.adapters.fitting import check_tokenizer, read_whole, with_adapter
 from laser_lab.backbone import Backbone
-from laser_lab.base.company import scratch_folder
 from laser_lab.base.files import cache_dir, cached_build, missing_extra, read_json
 from laser_lab.base.kernels import multiplies_bfloat16
+from laser_lab.base.processes import scratch_folder
 from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.vision import VisionBackbone
 

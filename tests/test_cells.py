@@ -102,7 +102,7 @@ def test_two_processes_at_the_same_cell_train_it_once(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_hopworld_shows_what_thinking_buys():
-    """One seed of ``python -m laser_lab.lab.cells`` (figures/data/methods.csv has three): minutes.
+    """One seed of the default world at three hops (figures/data/methods.csv has three): minutes.
 
     Measured over three seeds: basic 0.22, LaSER 0.985, GIRCSE 0.997 at K=3 (with a call more), so LaSER is held to
     0.95 and to no more than 0.05 below GIRCSE.
@@ -116,17 +116,3 @@ def test_hopworld_shows_what_thinking_buys():
     laser = frame[frame["method"] == "laser"]
     for hop in (1, 2, 3):
         assert laser[f"step{hop}_names_bridge"].mean() >= 0.9
-
-
-@pytest.mark.slow
-def test_the_command_reaches_its_workers(tmp_path):
-    """``python -m`` runs the module as __main__, where workers would look for its functions in vain."""
-    import os
-    import subprocess
-    import sys
-
-    env = os.environ | {"LASER_LAB_CACHE": str(tmp_path / "cache")}
-    out = tmp_path / "search.csv"
-    command = [sys.executable, "-m", "laser_lab.lab.cells", str(out), "--seeds", "1", "--workers", "2"]
-    subprocess.run(command, check=True, env=env, capture_output=True, cwd=tmp_path)
-    assert set(pd.read_csv(out)["method"]) == {"basic", "latent", "gircse", "laser"}

@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 
 import laser_lab as ll
 from laser_lab.corpus import source as sources
-from laser_lab.corpus.__main__ import main
 from laser_lab.corpus.source import open_source
 from laser_lab.data.readers import BadRows
 from laser_lab.index.duplicates import repeated_ids
@@ -359,12 +357,3 @@ def test_bad_settings_and_a_second_writer(model, lines, tmp_path):
         pytest.raises(RuntimeError, match="another run that writes to .* is still at work"),
     ):
         encode(model, lines, tmp_path / "out")
-
-
-def test_the_command(tiny_folder, lines, tmp_path, capsys):
-    arguments = [tiny_folder, str(lines), str(tmp_path / "out"), "--device", "cpu", "--thinking-steps", "2"]
-    assert main([*arguments, "--shard-size", "32"]) == 0
-    assert "70 documents" in capsys.readouterr().out
-    assert main([*arguments, "--shard-size", "64"]) == 1
-    assert "shard_size is 32 there and 64 here" in capsys.readouterr().err
-    assert Path(tmp_path / "out" / "index.json").exists()

@@ -259,13 +259,13 @@ def test_looking_for_repeated_ids_takes_the_same_memory_for_ten_times_as_many(tm
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_corpus(tiny_folder, tmp_path):
-    script = "import re, sys\nfrom laser_lab.corpus.__main__ import main\nassert main(sys.argv[1:]) == 0\n"
+    script = "import re, sys\nfrom laser_lab.lab.cli import main\nassert main(['encode', *sys.argv[1:]]) == 0\n"
     script += r"print(re.search(r'VmHWM:\s+(\d+)', open('/proc/self/status').read())[1])"
 
     def peak(count):
         source = write_lines(tmp_path / f"{count}.jsonl", rows(count))
         command = [sys.executable, "-c", script, tiny_folder, str(source), str(tmp_path / str(count))]
-        command += ["--device", "cpu", "--thinking-steps", "1", "--batch-size", "64"]
+        command += ["--device", "cpu", "--steps", "1", "--batch-size", "64"]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         assert VectorFolder(tmp_path / str(count)).index["documents"] == count
         return int(printed.split()[-1])

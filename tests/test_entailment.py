@@ -215,7 +215,10 @@ def test_what_thoughts_say_and_are_worth_is_written_once(bank, tmp_path, monkeyp
 
     call = [bank["call"][0], "--data", bank["data"], "--out", str(tmp_path / "said"), "--only", "basic", "latent"]
     assert language.main(call) == 0
-    words, worth, bm25 = (pd.read_csv(tmp_path / f"said_{part}.csv") for part in language.PARTS)
+    words, worth, bm25, said = (pd.read_csv(tmp_path / f"said_{part}.csv") for part in language.PARTS)
+    assert set(words["questions"]) == {"dev", "mini"}
+    assert said.groupby(["system", "seed", "query_id", "step"]).size().eq(10).all()
+    assert said["query_id"].nunique() == 2, "the 1st and the 10th of twelve"
     assert set(words["system"]) == {"basic", "latent", "zero-shot"} and set(worth["system"]) == {"latent", "zero-shot"}
     assert words[["own", "others", "own_mass", "others_mass"]].apply(lambda c: c.between(0, 1)).all(axis=None)
     assert len(bm25) == (2 + 2 + 1) * 5 * 12 and bm25.groupby("ranking").size().nunique() == 1

@@ -62,7 +62,7 @@ def test_states_at_segment_ends():
     reasonings = [["light scatters", "water", "blue light and rain"], []]
     features = explicit_features(encoder, queries, reasonings, steps=3)
     with torch.no_grad():
-        out = encoder(features)
+        out = encoder(features, segment_ends=features["segment_ends"])
         model, tokenizer = encoder.backbone.model, encoder.tokenizer
         ids = tokenizer(" ".join([queries[0], *reasonings[0]]))["input_ids"] + [tokenizer.eos_token_id]
         plain = model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]

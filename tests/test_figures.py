@@ -6,9 +6,16 @@ import pandas as pd
 import pytest
 
 pytest.importorskip("matplotlib")
+from matplotlib.colors import to_hex  # noqa: E402
+from matplotlib.container import BarContainer  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.text import Text  # noqa: E402
 
+from laser_lab.data.hopworld import HopWorld, HopWorldConfig  # noqa: E402
 from laser_lab.lab import figures  # noqa: E402
+from laser_lab.lab.figures import style  # noqa: E402
+from laser_lab.lab.figures.drawings import path_of  # noqa: E402
+from laser_lab.methods import METHODS  # noqa: E402
 
 ODD = [
     "\n",
@@ -41,6 +48,72 @@ def token_frame(steps: int = 3, top: int = 5, queries: tuple[str, ...] = ("why i
 def steps_frame() -> pd.DataFrame:
     rows = [(m, k, 0.1 * k, 0.1 * k - 0.05, 0.1 * k + 0.05) for m in ("latent", "random") for k in (1, 2, 3)]
     return pd.DataFrame(rows, columns=["method", "thinking_steps", "ndcg@10", "low", "high"])
+
+
+def assert_readable(fig):
+    """At a README's width of 830 pixels letters are 9 pixels high at least, and axes say what they show."""
+    fig.savefig("/dev/null", format="png")  # ticks and legends are there once it is drawn
+    width = fig.get_size_inches()[0]
+    shown = [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    assert shown and width <= style.MAX_WIDTH + 0.01, width
+    small = {text.get_text(): text.get_fontsize() for text in shown if text.get_fontsize() < style.SMALLEST}
+    assert not small, small
+    assert style.SMALLEST / 72 * 830 / style.MAX_WIDTH > 9
+    drawn = [ax for ax in fig.axes if ax.get_visible() and ax.axison]
+    for name in ("x", "y"):  # panels share the label of their row or column
+        said = [getattr(ax, f"get_{name}label")() or getattr(ax, f"get_{name}ticklabels")() for ax in drawn]
+        assert any(said) or not drawn, f"no label on the {name} axes"
+
+
+def test_every_method_has_a_colour_of_its_own():
+    missing = METHODS.keys() - style.METHOD_COLOURS.keys()
+    assert not missing
+    assert len({style.METHOD_COLOURS[name] for name in METHODS}) == len(METHODS)
+    assert len({style.line_of(name, at)["marker"] for at, name in enumerate(style.MARKERS)}) == len(style.MARKERS)
+
+
+def test_lines_bars_and_points_have_the_colour_of_their_method():
+    frame = steps_frame().replace({"random": "basic"})
+    lines = figures.metric_by_steps(frame).axes[0].lines
+    assert [to_hex(line.get_color()) for line in lines] == [style.METHOD_COLOURS[m] for m in ("latent", "basic")]
+    assert len({(line.get_marker(), line.get_linestyle()) for line in lines}) == 2, "told apart in grey"
+    bars = figures.grouped_bars(frame, "ndcg@10", x="thinking_steps", group="method").axes[0].containers
+    bars = [container for container in bars if isinstance(container, BarContainer)]
+    assert [to_hex(bar[0].get_facecolor()) for bar in bars] == [style.METHOD_COLOURS[m] for m in ("latent", "basic")]
+    assert len({bar[0].get_hatch() for bar in bars}) == 2
+    dots = figures.trainings(frame.assign(label=frame["method"])).axes[0].lines
+    assert {to_hex(line.get_color()) for line in dots} == {style.METHOD_COLOURS[m] for m in ("latent", "basic")}
+
+
+def test_what_is_drawn_can_be_read_in_a_readme():
+    world = HopWorld(HopWorldConfig(entities=12, relations=3, dev=4, test=8, verbosity=5))
+    frame = pd.concat([steps_frame().assign(hops=h, train_steps=k) for h in (2, 3, 4) for k in range(1, 9)])
+    loss = pd.DataFrame([(m, s, "output", v) for m in "ab" for s, v in ((1, 0.0), (2, 1e-9), (3, 0.5), (4, 0.1))])
+    loss.columns = ["method", "step", "term", "loss"]
+    curves = figures.loss_curves(loss)
+    assert pd.isna(curves.axes[0].lines[0].get_ydata()).tolist() == [True, True, False, False], "no zero is drawn"
+    for fig in (
+        figures.method(),
+        figures.hop_path(path_of(world, world.test[0])),
+        curves,
+        figures.metric_by_steps(frame, group="train_steps", panel="hops"),
+        figures.heatmap(frame, "ndcg@10", x="thinking_steps", y="train_steps", panel="hops"),
+        figures.grouped_bars(frame, "ndcg@10", x="train_steps", group="method", panel="hops"),
+        figures.trainings(frame.assign(label=frame["method"]), failed=0.25),
+        figures.metric_bars(frame.drop_duplicates("train_steps").assign(label="long name")),
+        figures.thought_heatmap(token_frame(), step="step"),
+    ):
+        assert_readable(fig)
+
+
+def test_a_path_names_every_entity_and_no_other_relation():
+    world = HopWorld(HopWorldConfig(entities=12, relations=3, dev=4, test=8))
+    frame, one = path_of(world, world.test[0]), world.test[0]
+    on = frame[frame["on_path"]]
+    assert on["end"].tolist() == list(one.bridges) and on["relation"].tolist() == list(one.relations)
+    assert len(frame) == 3 * 3 and (frame.groupby("hop")["on_path"].sum() == 1).all()
+    shown = {text.get_text() for text in figures.hop_path(frame).axes[0].texts}
+    assert {one.start, *one.bridges, *one.relations} <= shown and f"“{one.query}”" in shown
 
 
 def test_heatmap_has_a_cell_per_step_and_rank(tmp_path):
@@ -104,7 +177,7 @@ def test_heatmap_writes_into_its_cells():
     rows = [(t, k, layer, 0.1 * k * layer, ODD[k]) for t in "abcde" for k in (1, 2, 3) for layer in (0, 1)]
     frame = pd.DataFrame(rows, columns=["target", "step", "layer", "accuracy", "token"])
     fig = figures.heatmap(frame, "accuracy", x="step", y="layer", panel="target", title="costs $5 or $10")
-    shown = [ax for ax in fig.axes[:8] if ax.get_visible()]
+    shown = [ax for ax in fig.axes if ax.get_title(loc="left")]
     assert [ax.get_title(loc="left") for ax in shown] == list("abcde")
     assert [t.get_text() for t in shown[0].texts] == ["0.00", "0.00", "0.00", "0.10", "0.20", "0.30"]
     assert not shown[0].yaxis_inverted(), "layers go up"
@@ -184,12 +257,30 @@ def test_frontier_draws_the_front():
             "pareto": [True, True, False],
         }
     )
-    ax = figures.frontier(frame).axes[0]
+    fig = figures.frontier(frame)
+    assert_readable(fig)
+    ax = fig.axes[0]
     assert ax.get_xscale() == "log" and ax.get_xlabel() == "milliseconds per query"
     front = next(line for line in ax.lines if line.get_label() == "Pareto front")
     assert list(front.get_xdata()) == [1.0, 2.0]
     with pytest.raises(ValueError, match="pareto"):
         figures.frontier(frame.drop(columns="pareto"))
+    two = pd.concat([frame.assign(source="ours"), frame.assign(source="published", milliseconds=[9, 99, 999])])
+    fig = figures.frontier(two, panel="source")
+    assert_readable(fig)
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["ours", "published"]
+    assert fig.axes[0].get_xlim()[1] < fig.axes[1].get_xlim()[1], "axes of their own"
+
+
+def test_the_front_is_told_by_intervals_and_not_by_noise():
+    def front(*rows):
+        return figures.on_front(pd.DataFrame(rows, columns=["ms", "ndcg@10", "low", "high"]), "ms")
+
+    assert front((0.72, 0.217, 0.19, 0.24), (0.74, 0.230, 0.20, 0.26)) == [True, True], "0.02 ms decide nothing"
+    assert front((1.0, 0.2, 0.1, 0.3), (2.0, 0.9, 0.8, 1.0)) == [True, True]
+    assert front((1.0, 0.9, 0.8, 1.0), (2.0, 0.2, 0.1, 0.3)) == [True, False]
+    assert front((1.0, 0.90, 0.85, 0.95), (2.0, 0.92, 0.87, 0.97)) == [True, False], "dearer, and not clearly better"
+    assert front((1.0, 0.5, 0.4, 0.6), (1.02, 0.9, 0.8, 1.0)) == [False, True], "as dear, and clearly better"
 
 
 def test_trajectories_have_a_line_per_text():

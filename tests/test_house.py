@@ -34,8 +34,8 @@ LATER_LINES = {"corpus": 1050, "index": 650, "explorer": 560, "other": 1734}
 """Lines of Python that later work may add over PACKAGE_LINES, by room: encoding a corpus, searching its vectors, the
 explorer's second edition; and, as ``other``, whole files of later work in the other rooms (LATER_FILES)."""
 LATER_FILES = """
-    adapters/fitting base/company base/fingerprint base/numbers data/json_lines data/prompts data/strategyqa
-    data/templates data/words lab/adaptive lab/language lab/recipes lab/scale probing/language probing/lens
+    adapters/fitting base/processes base/fingerprint base/numbers data/json_lines data/prompts data/strategyqa
+    data/templates data/words lab/adaptive lab/cli lab/language lab/recipes lab/scale probing/language probing/lens
     training/lexical training/released training/resume
 """.split()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from laser_lab import backbone as backbones
-from laser_lab.base import company, kernels
+from laser_lab.base import kernels, processes
 from laser_lab.base.kernels import linear, use_fast_linear
 from laser_lab.encoder import LatentEncoder, LatentRetriever, think
 
@@ -169,8 +169,8 @@ def two_threads():
 
 @pytest.mark.parametrize("free, threads", [(1, 1), (2, 2), (16, 2)])
 def test_threads_for_free_cores(free, threads, two_threads, monkeypatch):
-    monkeypatch.setattr(company, "free_cores", lambda: free)
-    with pytest.raises(KeyError), company.threads_for_free_cores():
+    monkeypatch.setattr(processes, "free_cores", lambda: free)
+    with pytest.raises(KeyError), processes.threads_for_free_cores():
         assert torch.get_num_threads() == threads
         raise KeyError
     assert torch.get_num_threads() == 2
@@ -178,26 +178,26 @@ def test_threads_for_free_cores(free, threads, two_threads, monkeypatch):
 
 @pytest.mark.parametrize("running, own, free", [(1, "R", 4), (3, "R", 2), (9, "R", 1), (3, "RR", 3), (1, "S", 3)])
 def test_free_cores_are_those_that_no_other_process_computes_on(running, own, free, monkeypatch):
-    monkeypatch.setattr(company.os, "cpu_count", lambda: 4)
-    monkeypatch.setattr(company.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
-    monkeypatch.setattr(company.Path, "read_text", lambda self: f"0.5 0.4 0.3 {running}/300 4242\n" if
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(processes.os, "sched_getaffinity", lambda pid: set(range(4)), raising=False)
+    monkeypatch.setattr(processes.Path, "read_text", lambda self: f"0.5 0.4 0.3 {running}/300 4242\n" if
                         self.name == "loadavg" else f"7 (a (b) c) {self.parent.name} 1 2")  # fmt: skip
-    tasks = [company.Path(f"/proc/self/task/{state}/stat") for state in own]
-    monkeypatch.setattr(company.Path, "glob", lambda self, pattern: iter(tasks))
-    assert company.free_cores() == free
+    tasks = [processes.Path(f"/proc/self/task/{state}/stat") for state in own]
+    monkeypatch.setattr(processes.Path, "glob", lambda self, pattern: iter(tasks))
+    assert processes.free_cores() == free
 
 
 def test_where_nobody_can_tell_all_cores_are_free(monkeypatch):
     def refuse(self):
         raise FileNotFoundError
 
-    monkeypatch.setattr(company.Path, "read_text", refuse)
-    monkeypatch.setattr(company.os, "cpu_count", lambda: 8)
-    assert company.free_cores() == 8
+    monkeypatch.setattr(processes.Path, "read_text", refuse)
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: 8)
+    assert processes.free_cores() == 8
 
 
 def test_encoding_takes_the_free_cores_and_training_all(two_threads, monkeypatch):
-    monkeypatch.setattr(company, "free_cores", lambda: 1)
+    monkeypatch.setattr(processes, "free_cores", lambda: 1)
     encoder = LatentEncoder(tiny_backbone())
     model = LatentRetriever(modules=[encoder], device="cpu")
     seen, real = [], type(encoder).think

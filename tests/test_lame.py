@@ -1,7 +1,6 @@
 """Thinking in one pass: the bottleneck, the two stages, saving, and what must not matter."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from conftest import FAMILIES, tiny_backbone
@@ -11,8 +10,6 @@ from test_training import FAST, check_resumed_like_unbroken, data, dev, load  # 
 from torch import nn
 
 import laser_lab as ll
-from laser_lab.lab import cells as experiments
-from laser_lab.lab.cells import Cell
 from laser_lab.lame import Diversity, ReasonEncoder, cosines, reconstruct, step_rank, targets
 from laser_lab.lame.encoder import WEIGHTS_FILE, one_pass_thinking
 from laser_lab.lame.heads import TARGET_LENGTH, ReasonTokens
@@ -136,19 +133,19 @@ def test_the_decoder_sees_the_bottleneck_states_and_nothing_else(seed, count):
     encoder = ReasonEncoder(backbone, thinking_steps=count).eval()
     reasoner = encoder.reasoner
     asked = targets(torch.tensor([[0, 7, 8], [4, 5, 6]]), torch.tensor([[0, 1, 1], [1, 1, 1]]), 3)
-    features = encoder.preprocess(["why is the sky", "sea"]) | dict(zip(("target_ids", "target_mask"), asked))
-    first = encoder(features)
+    features = encoder.preprocess(["why is the sky", "sea"])
+    first = encoder(features, targets=asked)
     states, loss = first["states"].detach(), first["reconstruction"].detach()
     with torch.no_grad():  # all that is no bottleneck state
         reasoner.tokens[-1] += 1
         nn.init.normal_(reasoner.head.weight)
-    second = encoder(features)
+    second = encoder(features, targets=asked)
     assert (second["sentence_embedding"] - first["sentence_embedding"]).abs().max() > 1e-3
     torch.testing.assert_close(second["reconstruction"], loss, atol=1e-6, rtol=1e-6)
     # other texts under the same states; the states are all that is handed over
     other = encoder.preprocess(["rain or snow", "light"])
     encoder.one_pass = lambda *_: (states, first["sentence_embedding"])
-    moved = encoder(other | {name: features[name] for name in ("target_ids", "target_mask")})
+    moved = encoder(other, targets=asked)
     torch.testing.assert_close(moved["reconstruction"], loss, atol=1e-6, rtol=1e-6)
     leaf = states.clone().requires_grad_()
     reasoner.reconstruction(backbone, leaf, *asked).sum().backward()
@@ -310,21 +307,3 @@ def test_rows():
         lame.replace(diversity=-1.0)
     with pytest.raises(ValueError, match="bottleneck_warmup is a share"):
         lame.replace(bottleneck_warmup=1.0)
-
-
-def test_the_search_asks_for_what_its_rows_say(monkeypatch):
-    asked = []
-
-    def frame(cell):
-        quality = [0.5 if cell.settings["learning_rate"] == 2e-3 else 0.1, 0.9]
-        steps = [cell.steps, cell.steps + 1]  # read longer than trained: not a row's
-        return pd.DataFrame({"train_steps": cell.steps, "thinking_steps": steps, "query_id": "q", "ndcg@10": quality})
-
-    monkeypatch.setattr(experiments, "run", lambda cells, **_: asked.extend(cells))
-    monkeypatch.setattr(Cell, "frame", frame)
-    table = experiments.table("lame", seeds=2)
-    assert len({cell.key for cell in asked}) == len(asked) == 2 * len(table)
-    assert {cell.split for cell in asked} == {"dev"} and (table["seeds"] == 2).all()
-    assert (table["ndcg@10"] == np.where(table["learning_rate"] == 2e-3, 0.5, 0.1)).all()
-    row = ll.METHODS["lame"].as_dict()
-    assert (table[list(experiments.LAME_START)[3:]] == [row[n] for n in list(experiments.LAME_START)[3:]]).all(1).any()

@@ -199,8 +199,8 @@ def test_log_probabilities_are_those_of_the_whole_head(family):
 
 def test_the_encoder_gives_them_by_name_and_with_gradients():
     encoder = LatentEncoder(tiny_backbone(), thinking_steps=2)
-    features = encoder.preprocess(["why is the sky", "sea"]) | {"lexical_ids": torch.tensor([[[4, 5], [6, 7]]] * 2)}
-    out = encoder(features)
+    words = torch.tensor([[[4, 5], [6, 7]]] * 2)
+    out = encoder(encoder.preprocess(["why is the sky", "sea"]), words=words)
     assert out["lexical"].shape == (2, 2, 2) and (out["lexical"] < 0).all()
     weight = encoder.backbone.model.model.layers[0].mlp.down_proj.weight
     assert torch.autograd.grad(out["lexical"].sum(), weight)[0].abs().max() > 0

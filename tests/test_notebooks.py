@@ -11,6 +11,7 @@ import pytest
 from conftest import WORDS
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+from PIL import Image
 from traitlets.config import Config
 
 import laser_lab as ll
@@ -69,6 +70,20 @@ def test_committed_with_outputs_and_clean(path):
     assert counts == sorted(counts)
     assert not [o for cell in code for o in cell.outputs if o.output_type == "error"]
     assert not re.search(r"/(work|root|home|tmp)/", path.read_text()), "no path of the machine it ran on"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_asks_shows_and_concludes(path):
+    """Prose, one cell of parameters that nothing overwrites, and at the end what was seen, printed, and what to try."""
+    cells = nbformat.read(path, as_version=4).cells
+    prose = " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert len(re.findall(r"\w+", re.sub(r"`[^`]*`|https?://\S+", "", prose))) >= 100
+    assert cells[0].source.startswith("# ") and "?" in cells[0].source
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in cells) == 1
+    assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in cells)
+    assert cells[-1].cell_type == "markdown" and cells[-1].source.startswith("## Try")
+    assert len(re.findall("^- ", cells[-1].source, re.M)) >= 2
+    assert cells[-3].source.strip() == "## What we saw" and cells[-2].cell_type == "code"
 
 
 QUICK = (
@@ -334,8 +349,11 @@ def test_runs_with_a_tiny_preset(path, tiny_run):
     says."""
     ran = tiny_run(path)
     figures = {file.stem for file in ran.figures.glob("*.png")}
-    committed = {file.stem for file in notebooks.FIGURES.glob(f"{path.stem[:2]}_*.png")}
-    assert figures == committed, "the committed figures are those the notebook writes"
+    code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    assert figures == set(re.findall(rf'figures\.save\(.*?"({path.stem[:2]}_\w+|method|hopworld)"', code))
+    if "import Cell" in code:
+        sources = {name: Image.open(ran.figures / f"{name}.png").text["Description"] for name in figures}
+        assert any(text != "{}" for text in sources.values()), "which trainings are behind them"
     for name in figures:
         frame = ran.data(name)
         if {"ndcg@10", "low", "high"} <= set(frame):
@@ -346,39 +364,76 @@ def test_runs_with_a_tiny_preset(path, tiny_run):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_figures_are_those_of_the_notebook_as_it_stands(path):
-    """Fails when a notebook was edited and not rerun, or a figure or its data was changed by anything else.
-
-    The manifest may name an edit that only follows the library's names, until the next run: an expected failure."""
+    """Fails when a notebook was edited and not rerun, or a figure or its data was changed by anything else."""
     entry = json.loads(notebooks.MANIFEST.read_text())[path.stem]
-    renamed = entry.get("renamed") == notebooks.configuration(path)
-    assert renamed or entry["configuration"] == notebooks.configuration(path), f"rerun {path.stem}"
+    assert entry["configuration"] == notebooks.configuration(path), f"rerun {path.stem}"
     files = {f.relative_to(notebooks.FIGURES).as_posix(): notebooks.digest(f) for f in notebooks.written_by(path)}
     assert files == entry["files"]
-    assert entry["preset"] in notebooks.PRESETS
-    if renamed:
-        pytest.xfail("its code follows new names in the library; its outputs are of the code before")
+    assert entry["preset"] == "default" and set(entry["made_from"]) == {
+        f.stem for f in map(Path, files) if f.suffix == ".png"
+    }
+
+
+def disagreements(manifest):
+    """(what, its values) for every module, training and kind of training that two figures have different ones of."""
+    found = {}
+    for entry in manifest.values():
+        found.setdefault("code of trainings", set()).add(entry["cells"])
+        sources = [entry["code"], *entry["made_from"].values()]
+        for name, value in (pair for source in sources for pair in source.items()):
+            found.setdefault(name, set()).add(value)
+    return {name: values for name, values in found.items() if len(values) > 1}
+
+
+def test_disagreements_of_figures_are_seen():
+    def entry(cells="c", module="1", training="k a"):
+        return {"cells": cells, "code": {"laser_lab.losses": module}, "made_from": {"x": {"configuration": training}}}
+
+    assert not disagreements({"a": entry(), "b": entry()})
+    for other in ({"cells": "d"}, {"module": "2"}, {"training": "k b"}, {"training": "l a"}):
+        assert len(disagreements({"a": entry(), "b": entry(**other)})) == 1, other
+
+
+def test_all_figures_are_of_one_code_and_one_training_of_each_kind():
+    """And the tables that they show are those beside them, by the same code."""
+    manifest = json.loads(notebooks.MANIFEST.read_text())
+    assert not disagreements(manifest), "make figures"
+    shown = {k: v for entry in manifest.values() for source in entry["made_from"].values() for k, v in source.items()}
+    for name, value in shown.items():
+        if name.endswith((".csv", ".json")):
+            file = notebooks.FIGURES / "data" / name
+            assert notebooks.digest(file)[:12] == value, f"a figure shows another {name} than there is"
+            table = pd.read_csv(file) if name.endswith(".csv") else pd.DataFrame()
+            if "code" in table:
+                assert set(table["code"]) == {next(iter(manifest.values()))["cells"]}, f"{name} is of other code"
 
 
 def test_every_numbered_figure_has_its_notebook():
     written = {file for path in NOTEBOOKS for file in notebooks.written_by(path)}
-    assert {file for file in notebooks.FIGURES.rglob("[0-9][0-9]_*") if file.is_file()} == written
+    there = [
+        f for name in ("[0-9][0-9]_*", *(f"{d}.*" for d in notebooks.DRAWINGS)) for f in notebooks.FIGURES.rglob(name)
+    ]
+    assert {file for file in there if file.is_file() and "full" not in file.parts} == written
 
 
 def test_presets_fill_only_what_a_notebook_has(tmp_path):
-    cells = [nbformat.v4.new_code_cell("SEEDS = [0]\nOTHER = 1", metadata={"tags": ["parameters"]})]
+    cells = [nbformat.v4.new_code_cell("SEEDS = [0]  # é, of trainings\nOTHER = 1", metadata={"tags": ["parameters"]})]
     cells.append(nbformat.v4.new_code_cell("print(SEEDS, OTHER)"))
-    file = tmp_path / "a.ipynb"
+    file, other = tmp_path / "a.ipynb", tmp_path / "new" / "a.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=KERNEL), file)
+    before = file.read_bytes()
+    notebooks.run(file, other, SEEDS=[0, 1], HOPS=[2])
+    ran = nbformat.read(other, as_version=4).cells
+    assert ran[0].source == "SEEDS = [0, 1]  # é, of trainings\nOTHER = 1", "who edits them sees an effect"
+    assert len(ran) == 2 and ran[-1].outputs[0]["text"].strip() == "[0, 1] 1"
+    assert notebooks.configuration(file) != notebooks.configuration(other) and file.read_bytes() == before
 
-    def printed(**parameters):
-        notebooks.run(file, file, **parameters)
-        return nbformat.read(file, as_version=4).cells[-1].outputs[0]["text"].strip()
 
-    before = notebooks.configuration(file)
-    assert printed(SEEDS=[0, 1], HOPS=[2]) == "[0, 1] 1"
-    assert notebooks.configuration(file) != before
-    assert printed() == "[0] 1", "what another preset injected is gone"
-    assert notebooks.configuration(file) == before
+def test_values_are_written_over_the_old_ones():
+    source = 'A = [0,\n     1]  # a\nB = {"é": 1}  # b\nC = A\nif C:\n    A = 3'
+    assert notebooks.with_values(source, {"A": [2], "B": None, "D": 0}) == (
+        "A = [2]  # a\nB = None  # b\nC = A\nif C:\n    A = 3"
+    )
 
 
 def test_a_failing_notebook_leaves_the_old_one(tmp_path):
@@ -394,26 +449,28 @@ def test_a_failing_notebook_leaves_the_old_one(tmp_path):
 
 def run_at_once(notebook, output, **parameters):
     """In the place of `run`: papermill's result for a notebook of one cell, without a kernel."""
-    content = notebooks._as_written(notebook)
-    if "SEEDS" in parameters:
-        tagged = {"tags": ["injected-parameters"]}
-        content.cells.append(nbformat.v4.new_code_cell(f"SEEDS = {parameters['SEEDS']}", metadata=tagged))
+    content = nbformat.read(notebook, as_version=4)
     for cell in content.cells:
+        cell.source = notebooks.with_values(cell.source, parameters)
         exec(cell.source, {})
+    output.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(content, output)
 
 
 def test_a_repeated_run_of_all_runs_what_changed(tmp_path, monkeypatch, capsys):
     figures = tmp_path / "figures"
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(notebooks, "run", run_at_once)
-    for name, value in {"FOLDER": tmp_path, "FIGURES": figures, "MANIFEST": figures / "data" / "manifest.json"}.items():
+    values = {"FOLDER": tmp_path / "notebooks", "FIGURES": figures, "MANIFEST": figures / "data" / "manifest.json"}
+    for name, value in values.items():
         monkeypatch.setattr(notebooks, name, value)
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "cache"))
-    (figures / "data").mkdir(parents=True)
-    file = tmp_path / "01_a.ipynb"
+    for folder in (values["FOLDER"], figures / "data", figures / "full" / "data"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(values["FOLDER"])
+    file = values["FOLDER"] / "01_a.ipynb"
 
     def write(text):
+        text += "\nFIGURES = '../figures'\nopen(f'{FIGURES}/data/01_a.csv', 'w').write(str(SEEDS))"
         cell = nbformat.v4.new_code_cell(text, metadata={"tags": ["parameters"]})
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=KERNEL), file)
 
@@ -421,7 +478,7 @@ def test_a_repeated_run_of_all_runs_what_changed(tmp_path, monkeypatch, capsys):
         notebooks.main(list(names))
         return "up to date" not in capsys.readouterr().out
 
-    write("SEEDS = [0]\nopen('figures/data/01_a.csv', 'w').write('1')")
+    write("SEEDS = [0]")
     assert ran() and not ran()
     entry = json.loads(notebooks.MANIFEST.read_text())["01_a"]
     assert entry["code"] == notebooks.library_version(file) and set(entry["files"]) == {"data/01_a.csv"}
@@ -431,8 +488,14 @@ def test_a_repeated_run_of_all_runs_what_changed(tmp_path, monkeypatch, capsys):
     assert ran() and not ran()
     (figures / "data" / "bank.csv").write_text("a record that a notebook may read")
     assert ran() and not ran()
-    assert ran("--preset", "full") and ran() and not ran(), "a preset leaves its own values in the notebook"
-    write("SEEDS = [0, 1]\nopen('figures/data/01_a.csv', 'w').write('1')")
+    before = file.read_bytes(), (figures / "data" / "01_a.csv").read_text(), notebooks.MANIFEST.read_bytes()
+    assert ran("--preset", "full") and not ran("--preset", "full")
+    assert before == (file.read_bytes(), (figures / "data" / "01_a.csv").read_text(), notebooks.MANIFEST.read_bytes())
+    assert (figures / "full" / "data" / "01_a.csv").read_text() == str(notebooks.PRESETS["full"]["SEEDS"])
+    entry = json.loads((figures / "full" / "data" / "manifest.json").read_text())["01_a"]
+    assert entry["preset"] == "full" and re.fullmatch(r"\d{4}-\d\d-\d\d", entry["date"])
+    assert not ran(), "the committed preset is as it was"
+    write("SEEDS = [0, 1]")
     assert ran() and not ran()
 
 

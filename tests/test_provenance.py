@@ -1,6 +1,6 @@
 """What a result's key covers: the source that it can reach, and nothing else."""
 
-from laser_lab.lab.provenance import code_version, imports, modules, reachable
+from laser_lab.lab.provenance import code_version, imports, modules, reachable, versions
 
 
 def write(package, **files):
@@ -40,3 +40,13 @@ def test_the_keys_of_cells_and_rows_reach_what_they_read():
         assert {f"laser_lab.{part}" for part in (*wanted, more)} <= found, name
         assert not any(name.startswith("laser_lab.explorer") for name in found)
     assert "laser_lab" in modules()
+
+
+def test_every_reachable_module_has_a_version_of_its_own(tmp_path):
+    package = tmp_path / "toy"
+    write(package, __init__="", top="from toy import low\n", low="x = 1\n", other="")
+    first = versions("toy.top", package=package)
+    write(package, low="x = 2  # other\n", other="y = 1\n")
+    second = versions("toy.top", package=package)
+    assert list(first) == ["toy.low", "toy.top"]
+    assert first["toy.top"] == second["toy.top"] and first["toy.low"] != second["toy.low"]

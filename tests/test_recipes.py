@@ -1,6 +1,9 @@
 """The table of recipes and the readings of adaptive K, on tiny worlds."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -70,16 +73,24 @@ def test_rows_that_the_same_code_trained_elsewhere_stay(tiny, monkeypatch, tmp_p
     assert sorted(pd.read_csv(out)["method"]) == ["basic", "latent", "rewrite"], "one table, one version of the code"
 
 
-def test_the_search_tries_every_method_equally(tiny, monkeypatch):
-    assert len({len(trials) for trials in recipes.SEARCH.values()}) == 1
-    small = {"lexical": ({"lexical": 1.0}, {}), "latent-halting": ({"learning_rate": 1e-3}, {})}
-    monkeypatch.setattr(recipes, "SEARCH", small)
-    monkeypatch.setattr(recipes, "search_cells", lambda seeds, find=recipes.search_cells: [
-        dataclasses.replace(cell, world=WORLD, settings=SHORT | cell.settings) for cell in find(seeds)])  # fmt: skip
+def test_searches_try_one_setting_at_a_time_on_dev(tiny, monkeypatch):
+    tried = {name: [cell for group in groups for cell in group.cells(1)] for name, groups in recipes.SEARCHES.items()}
+    assert all(cell.split == "dev" for cells in tried.values() for cell in cells)
+    assert len(tried["halting"]) == 9 and len(tried["rates"]) == 18 and len({cell.key for cell in tried["lame"]}) == 17
+    assert {(cell.method, cell.steps) for cell in tried["rates"]} == {
+        ("basic", 1), ("latent", 3), ("gircse", 2), ("gircse", 3), ("laser", 2), ("laser", 3)}  # fmt: skip
+    searched = [cell for cell in tried["lame"] if cell.method == "lame"]
+    assert all(len(cell.changes) + len(cell.settings) + (cell.steps != 3) <= 1 for cell in searched)
+    small = recipes.trials(
+        5, {"lexical": [{"lexical": 1.0}, {}], "latent-halting": [{"learning_rate": 1e-3, "thinking_steps": 2}]}, WORLD
+    )
+    small = [dataclasses.replace(group, settings=SHORT | group.settings) for group in small]
+    monkeypatch.setattr(recipes, "SEARCHES", {"small": small})
     out = tiny / "search.csv"
-    assert recipes.main([str(out), "--search", "--seeds", "1", "--workers", "0"]) == 0
+    assert recipes.main([str(out), "--search", "small", "--seeds", "1", "--workers", "0"]) == 0
     found = pd.read_csv(out)
-    assert found["method"].tolist() == ["lexical", "lexical", "latent-halting", "latent-halting"]
+    assert found["method"].tolist() == ["lexical", "lexical", "latent-halting"]
+    assert found["thinking_steps"].tolist() == [5, 5, 2]
     assert found["changed"].str.contains("lexical=1.0").sum() == 1
     assert found["changed"].str.contains("learning_rate=0.001").sum() == 1
 
@@ -112,3 +123,13 @@ def test_each_text_stops_at_its_own_step():
     found = adaptive.stopped(thoughts, torch.tensor([1, 4, 2]))
     for row, k in enumerate((1, 4, 2)):
         torch.testing.assert_close(found[row], thoughts.embeddings_at(k)[row])
+
+
+@pytest.mark.slow
+def test_the_command_reaches_its_workers(tmp_path):
+    """``python -m`` runs the module as __main__, where workers would look for its functions in vain."""
+    env = os.environ | {"LASER_LAB_CACHE": str(tmp_path / "cache")}
+    out = tmp_path / "recipes.csv"
+    command = [sys.executable, "-m", "laser_lab.lab.recipes", str(out), "--only", "shorter", "--seeds", "1"]
+    subprocess.run(command, check=True, env=env, capture_output=True, cwd=tmp_path)
+    assert set(pd.read_csv(out)["method"]) == {"gircse", "laser"}

@@ -259,9 +259,8 @@ def test_half_a_file_of_a_corpus_is_named(model, tmp_path, name):
 def test_half_a_manifest_of_figures_is_named(tmp_path, monkeypatch):
     from laser_lab.lab import notebooks
 
-    monkeypatch.setattr(notebooks, "MANIFEST", tmp_path / "manifest.json")
-    monkeypatch.setattr(notebooks, "FIGURES", tmp_path)
-    (tmp_path / "manifest.json").write_text('{"01_a": {"con')
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text('{"01_a": {"con')
     with pytest.raises(ValueError, match="manifest.json is no JSON file, or half of one"):
-        notebooks._record(Path("01_a.ipynb"), 0.0, "default")
-    assert os.listdir(tmp_path) == ["manifest.json"], "nothing was removed or written"
+        notebooks._record(Path("01_a.ipynb"), 0.0, "default", tmp_path)
+    assert os.listdir(tmp_path / "data") == ["manifest.json"], "nothing was removed or written"

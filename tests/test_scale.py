@@ -10,9 +10,8 @@ import pytest
 from conftest import WORDS
 from test_corpus_sturdy import in_child
 
-from laser_lab.corpus.__main__ import main as encode
 from laser_lab.index.folder import VectorFolder
-from laser_lab.lab import scale
+from laser_lab.lab import cli, scale
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
@@ -35,11 +34,11 @@ def here(tmp_path, monkeypatch):
 
 def run(command, model):
     """The exit status of a command of the page, with a small model."""
-    python, _, module, *arguments = shlex.split(command.replace("gemma-3-270m", model))
-    assert python == "python"
-    if module == "laser_lab.corpus":
-        return encode([*arguments, "--device", "cpu"])
-    assert module == "laser_lab.lab.scale"
+    program, *arguments = shlex.split(command.replace("gemma-3-270m", model))
+    if program == "laser-lab":
+        return cli.main([*arguments, "--device", "cpu"])
+    assert [program, *arguments[:2]] == ["python", "-m", "laser_lab.lab.scale"]
+    arguments = arguments[2:]
     return scale.main([*arguments, *shlex.split(SMALL), "--model", model])
 
 

@@ -315,7 +315,7 @@ def test_the_distillation_moves_no_teacher_and_documents_only_if_asked(tiny_fold
 
     def keep(features, **kwargs):
         out = forward(features, **kwargs)
-        view = "explicit" if "segment_ends" in features else ("latent", "document")["latent" in seen]
+        view = "explicit" if "segment_ends" in kwargs else ("latent", "document")["latent" in seen]
         for name in ("states", "sentence_embedding"):
             out[name].retain_grad()
             seen.setdefault(view, {})[name] = out[name]

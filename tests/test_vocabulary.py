@@ -7,7 +7,7 @@ from conftest import FAMILIES, tiny_backbone, tiny_tokenizer
 import laser_lab as ll
 from laser_lab.encoder import LatentEncoder, LatentRetriever
 from laser_lab.probing.tracing import think_layers
-from laser_lab.probing.vocabulary import fed_back, logit_lens, reasoning_mass
+from laser_lab.probing.vocabulary import logit_lens, reasoning_mass, soft_token_states
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +109,6 @@ def test_every_method_is_read_where_its_soft_tokens_come_from(tiny_folder):
     model = ll.load(tiny_folder, device="cpu")
     expected = ll.think(model, ["the sky"], 3).states
     model.encoder.pooling = "generated"
-    torch.testing.assert_close(fed_back(model, ["the sky"], 3).states, expected)
+    torch.testing.assert_close(soft_token_states(model, ["the sky"], 3).states, expected)
     assert model.encoder.pooling == "generated"
     torch.testing.assert_close(ll.think(model, ["the sky"], 2).states, expected[:, 1:])

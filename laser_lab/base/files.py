@@ -16,7 +16,7 @@ import platformdirs
 import yaml
 from safetensors import safe_open
 
-from laser_lab.base.company import locked, scratch_prefix, sweep
+from laser_lab.base.processes import locked, scratch_prefix, sweep
 
 
 def cache_dir() -> Path:

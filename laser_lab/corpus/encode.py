@@ -18,8 +18,8 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from tqdm.auto import tqdm
 
-from laser_lab.base.company import locked
 from laser_lab.base.fingerprint import fingerprint
+from laser_lab.base.processes import locked
 from laser_lab.corpus.cluster import run_on_ray
 from laser_lab.corpus.shards import Settings, run_here
 from laser_lab.corpus.source import Source, open_source

@@ -1,33 +1,28 @@
 """Cells: a grid of trainings in the controlled world into one tidy table, cached cell by cell.
 
 An interrupted grid continues, and a changed setting reruns only its cells. Cells run side by side, one thread each.
-``python -m laser_lab.lab.cells FILE.csv`` writes the table of methods over three seeds
-(figures/data/methods.csv), with ``--search`` that of learning rates on dev (figures/data/search.csv), and with
-``--search lame`` that of LaME's own settings on dev (figures/data/lame_search.csv).
+:mod:`laser_lab.lab.recipes` has the grids whose tables are kept.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from joblib import Parallel, delayed, parallel_config
 from tqdm.auto import tqdm
 
-from laser_lab.base.company import end_with_parent
-from laser_lab.base.files import cache_dir, write_text
-from laser_lab.base.stats import summarise
+from laser_lab.base.files import cache_dir
+from laser_lab.base.processes import end_with_parent
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig
 from laser_lab.data.hopworld_lm import pretrained
 from laser_lab.encoder import LatentRetriever, think
@@ -35,7 +30,7 @@ from laser_lab.evaluation import score_steps
 from laser_lab.lab.cached import Cached
 from laser_lab.loading import load
 from laser_lab.methods import method_of
-from laser_lab.probing.vocabulary import fed_back, nearest_tokens
+from laser_lab.probing.vocabulary import nearest_tokens, soft_token_states
 from laser_lab.training.run import train
 
 HOPWORLD_SETTINGS: dict[str, Any] = dict(
@@ -44,7 +39,7 @@ HOPWORLD_SETTINGS: dict[str, Any] = dict(
     max_steps=400,
     per_device_train_batch_size=32,
 )
-"""Training in HopWorld, the same for every method (its learning rate is the best that ``--search`` found, on dev)."""
+"""Training in HopWorld, the same for every method (its learning rate is the best that a search found, on dev)."""
 
 READ_STEPS = 8
 
@@ -121,6 +116,7 @@ class Cell(Cached):
             **(quiet | settings),
         )
         record = {"configuration": self.configuration, "seconds": round(time.perf_counter() - started, 1)}
+        record["torch"] = torch.__version__
         (folder / "run" / "final").rename(folder / "model")
         shutil.rmtree(folder / "run")  # the frozen teacher of a method without co-learning
         longest = model.encoder.max_steps or max(READ_STEPS, self.steps)
@@ -142,7 +138,7 @@ def _read(model: LatentRetriever, world: HopWorld, split: str, steps: int, longe
     documents = think(model, list(task.corpus.values()), prompt_name="document", **options)
     scores = score_steps(queries, documents, task, index_steps)
     scores["ndcg@10_same_k"] = score_steps(queries, documents, task)["ndcg@10"]
-    thoughts = fed_back(model, queries.texts, longest, prompt_name="query", batch_size=128)
+    thoughts = soft_token_states(model, queries.texts, longest, prompt_name="query", batch_size=128)
     tokens = nearest_tokens(model, thoughts, top=1)
     named = tokens.pivot(index="text", columns="step", values="token").to_numpy()
     hits = pd.DataFrame({"query_id": list(task.queries), "depth": [c.depth for c in compositions]})
@@ -202,84 +198,3 @@ def _quietly(function: Callable[[Any], Any], item: Any, cache: Path, caller: int
         except Exception as error:
             return f"{item} failed: {error!r}"
     return None
-
-
-SYSTEMS = (("basic", 1), ("latent", 3), ("gircse", 3), ("gircse", 2), ("laser", 3), ("laser", 2))
-"""Method and K in training of the table over seeds."""
-
-LEARNING_RATES = (1e-3, 1.5e-3, 2e-3)
-
-LAME_WORLD = dict(hops=1, seed=1, dev=100, test=20)
-"""Where LaME is searched: one hop, which one pass has the layers for, in a world whose facts are tested nowhere."""
-
-LAME_START = dict(
-    method="lame",
-    thinking_steps=3,
-    learning_rate=HOPWORLD_SETTINGS["learning_rate"],
-    start_word="think",
-    bottleneck_warmup=0.25,
-    reconstruction=1.0,
-    diversity=0.1,
-)
-LAME_SEARCH: dict[str, tuple[Any, ...]] = dict(
-    start_word=("</s>", ""),
-    learning_rate=LEARNING_RATES[:-1],
-    bottleneck_warmup=(0.0, 0.1, 0.5),
-    reconstruction=(0.0, 0.1),
-    diversity=(0.0, 1.0),
-    thinking_steps=(1, 8),
-)
-"""Values tried for one setting at a time, the others as in :data:`LAME_START`."""
-
-
-def trials(search: str | None) -> list[dict[str, Any]]:
-    """What a table is about: method, K in training, learning rate and changes of the row, a trial each."""
-    if search == "lame":
-        tried = [LAME_START, *(LAME_START | {name: value} for name, values in LAME_SEARCH.items() for value in values)]
-        return tried + [dict(method="basic", thinking_steps=1, learning_rate=rate) for rate in LEARNING_RATES]
-    rates = LEARNING_RATES if search else (HOPWORLD_SETTINGS["learning_rate"],)
-    return [dict(method=m, thinking_steps=k, learning_rate=rate) for rate in rates for m, k in SYSTEMS]
-
-
-def table(search: str | None, seeds: int, workers: int | None = None) -> pd.DataFrame:
-    """nDCG@10 of the :func:`trials`, a row each: of a search on dev at the K of training; else on test, also at other K
-    (``read_steps``)."""
-    rows, cells = trials(search), {}
-    for (at, row), seed in product(enumerate(rows), range(seeds)):
-        changes = {name: row[name] for name in row if name not in ("method", "thinking_steps", "learning_rate")}
-        world, split = LAME_WORLD if search == "lame" else {}, "dev" if search else "test"
-        settings = {"learning_rate": row["learning_rate"]}
-        cells[at, seed] = Cell(row["method"], seed, row["thinking_steps"], changes, world, settings, split)
-    run(cells.values(), workers=workers)
-    frame = pd.concat([cell.frame().assign(row=at) for (at, _), cell in cells.items()])
-    if search:
-        frame = frame[frame["train_steps"] == frame["thinking_steps"]]
-    found = summarise(frame.rename(columns={"thinking_steps": "read_steps"}), ["row", "read_steps"])
-    found = found.drop(columns="read_steps") if search else found
-    return pd.DataFrame(rows).join(found.set_index("row"))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The table of the trained methods in HopWorld at 3 hops, over seeds; or the search for its learning rate."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("file", help="CSV to write")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int)
-    parser.add_argument(
-        "--search",
-        nargs="?",
-        const="systems",
-        choices=("systems", "lame"),
-        help="read on dev: every system at every learning rate, or LaME with other settings",
-    )
-    options = parser.parse_args(arguments)
-    found = table(options.search, options.seeds, options.workers)
-    write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
-    print(found.round(3).to_string(index=False))
-    return 0
-
-
-if __name__ == "__main__":
-    from laser_lab.lab import cells  # workers find functions by the module's name, which is not __main__
-
-    sys.exit(cells.main())

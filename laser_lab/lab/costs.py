@@ -32,14 +32,20 @@ class PublishedEncoder(LatentEncoder):
         taken = ids.new_full((len(ids),), states.shape[1])
         return {"states": states, "weights": mask.new_ones(states.shape[:2]), "steps_taken": taken}
 
-    def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        if "segment_ends" not in features:
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        thinking_steps: int | None = None,
+        segment_ends: Tensor | None = None,
+        words: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        if segment_ends is None:
             return super().forward(features, thinking_steps)
         read = {name: features[name] for name in ("input_ids", "attention_mask")}
         output = self.backbone.causal_lm(**read, output_hidden_states=True)
         every = output.hidden_states[-1]
         rows = torch.arange(len(every), device=every.device)[:, None]
-        states, embedding = every[rows, features["segment_ends"]], pool(every[:, -1:])
+        states, embedding = every[rows, segment_ends], pool(every[:, -1:])
         return {"states": states, "sentence_embedding": embedding, "logits": output.logits}  # which take memory
 
 

@@ -30,12 +30,12 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
     """The rows of a configuration file, seed by seed; with `search`, its trials: trained rows with one choice each.
 
     A row's own ``training`` goes over that of all, and a reading is trained as the row that it reads. `corpus` goes
-    over the file's.
+    over the file's. A row's own ``search`` names settings of its method, tried with every one of the file's.
     """
     check_names(config, (*KEYS, *MORE_KEYS), "the configuration")
     if missing := [name for name in KEYS if name not in config]:
         raise ValueError(f"the configuration does not name {', '.join(missing)}")
-    known = {field.name for field in fields(Row)} - {"data", "seed"} | {"seeds"}
+    known = {field.name for field in fields(Row)} - {"data", "seed"} | {"seeds", "search"}
     for entry in config["rows"]:
         check_names(entry, known, where := f"the row {entry.get('system')!r}")
         check_arguments(entry.get("training", ()), f"the training of {where}")
@@ -47,20 +47,27 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
     trials: list[dict[str, Any]] = [{}]
     if search:
         shared["corpus"] = "pooled"
-        values = [value if isinstance(value, list) else [value] for value in config["search"].values()]
-        trials = [dict(zip(config["search"], chosen)) for chosen in itertools.product(*values)]
+        trials = _grid(config["search"])
+    own = [_grid(entry.get("search", {})) if search else [{}] for entry in config["rows"]]
     rows = []
-    for trial in trials:
-        for entry in config["rows"]:
+    for trial, at in itertools.product(trials, range(max(map(len, own)))):
+        for entry, changes in ((entry, tried[at]) for entry, tried in zip(config["rows"], own) if at < len(tried)):
             read = [other for other in config["rows"] if other["system"] == entry.get("of")]
             if "thinking_steps" in entry:
                 read = [other for other in read if other.get("thinking_steps") == entry["thinking_steps"]]
             entry = {**(read[0] if read else {}), **entry}
-            seeds = entry.pop("seeds", [0])
+            seeds, _ = entry.pop("seeds", [0]), entry.pop("search", None)
+            entry["changes"] = entry.get("changes", {}) | changes
             training = config["training"] | entry.pop("training", {}) | trial
             made = [Row(data=data, seed=seed, training=training, **(shared | entry)) for seed in seeds]
             rows += [row for row in made if row.is_trained][:1] if search else made
     return sorted(rows, key=lambda row: row.seed)
+
+
+def _grid(values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the values of a search; a value that is no list is the only one."""
+    lists = [value if isinstance(value, list) else [value] for value in values.values()]
+    return [dict(zip(values, chosen)) for chosen in itertools.product(*lists)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [row for row in chosen if not options.seeds or row.seed in options.seeds]
     if not chosen:
         parser.error(f"nothing to run; there are {', '.join(dict.fromkeys(row.system for row in rows))}")
-    settings = list(config["search"]) if options.search else []
+    tried = [config["search"], *(entry.get("search", {}) for entry in config["rows"])] if options.search else []
+    settings = list(dict.fromkeys(name for values in tried for name in values))
     out = options.out or cache_dir() / "entailment" / "table.csv"
     for row in tqdm(chosen, desc="Rows"):
         row.run()

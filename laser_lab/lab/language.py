@@ -1,7 +1,8 @@
 """What thoughts say and are worth on real text, for the trained rows of a configuration:
 ``python -m laser_lab.lab.language CONFIG.yaml --data FOLDER --out STEM``.
 
-Writes ``STEM_words.csv``, ``STEM_worth.csv`` and ``STEM_bm25.csv`` after each row; a second call adds what is missing.
+Writes ``STEM_words.csv``, ``STEM_worth.csv``, ``STEM_bm25.csv`` and ``STEM_said.csv`` after each row; a second call
+adds what is missing.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from laser_lab.base.files import read_yaml, write_text
 from laser_lab.data.bm25 import bm25, bm25_index, fused, weighted_bm25
-from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
+from laser_lab.data.readers import RetrievalTask, mini, read_dataset, read_task
 from laser_lab.encoder import think
 from laser_lab.evaluation import score_run
 from laser_lab.lab.entailment import rows_of
 from laser_lab.lab.rows import Row, load_row, named_documents
 from laser_lab.loading import load
 from laser_lab.probing.language import thought_words, word_recall, worth
-from laser_lab.probing.vocabulary import reasoning_mass
+from laser_lab.probing.vocabulary import nearest_tokens, reasoning_mass
+from laser_lab.thinking import Thoughts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,16 +33,21 @@ if TYPE_CHECKING:
 
 WORDS, WEIGHT = 40, 10.0
 """How many words of its thoughts a question gets, and what they weigh together against one of its own."""
-PARTS = ("words", "worth", "bm25")
+PARTS = ("words", "worth", "bm25", "said")
+EVERY = 10
+"""The 1st, 10th, 20th ... question is an example."""
 
 
 def tables(row: Row) -> dict[str, pd.DataFrame]:
-    """The three tables of a trained row, or of the untrained model: a row per question and step, condition or ranking.
+    """The tables of a trained row, or of the untrained model: a row per question and step, condition or ranking.
 
-    ``words``: :func:`laser_lab.probing.language.word_recall` and :func:`laser_lab.probing.reasoning_mass`. ``worth``:
-    nDCG@10 with changed thoughts. ``bm25``: nDCG@10 of BM25, of BM25 with the words of the thoughts, of the embedding,
-    and of the embedding fused with each.
+    ``words``: :func:`laser_lab.probing.language.word_recall` and :func:`laser_lab.probing.reasoning_mass`, on dev and
+    on the bundled ``mini``, which no training saw. ``worth``: nDCG@10 with changed thoughts. ``bm25``: nDCG@10 of BM25,
+    of BM25 with the words of the thoughts, of the embedding, and of the embedding fused with each. ``said``: the ten
+    nearest tokens of each thought of every tenth question.
     """
+    import pandas as pd
+
     task = named_documents(read_task(row.data, "dev"), read_dataset(row.data, "dev"))
     if row.is_trained:
         model = load(row.trained / "final", dtype=row.dtype)
@@ -49,19 +56,36 @@ def tables(row: Row) -> dict[str, pd.DataFrame]:
     else:
         model = load_row(row)
         documents = think(model, list(task.corpus.values()), row.steps, prompt_name="document").embeddings
-    thoughts = think(model, list(task.queries.values()), row.steps, prompt_name="query", threshold=0.0)
-    reasonings = [task.reasoning[query] for query in task.queries]
-    words = word_recall(model, thoughts, reasonings)
-    mass = reasoning_mass(model, thoughts, reasonings).rename(columns={"own": "own_mass", "others": "others_mass"})
-    words = words.merge(mass[["text", "step", "own_mass", "others_mass"]], on=["text", "step"])
-    words.insert(0, "query_id", words.pop("text").map(list(task.queries).__getitem__))
-    found = {"words": words, "bm25": _rankings(model, task, thoughts, documents)}
+    thoughts = _thoughts(model, task, row.steps)
+    unseen = mini()
+    words = [_words(model, task, thoughts, "dev"), _words(model, unseen, _thoughts(model, unseen, row.steps), "mini")]
+    examples = {max(at, 1) - 1 for at in range(0, len(task.queries) + 1, EVERY)}
+    said = nearest_tokens(model, thoughts, 10)
+    said = said[said["text"].isin(examples)][["text", "step", "rank", "token", "probability"]]
+    said.insert(0, "query_id", said.pop("text").map(list(task.queries).__getitem__))
+    found = {"words": pd.concat(words), "said": said, "bm25": _rankings(model, task, thoughts, documents)}
     if row.steps > 1:
         found["worth"] = worth(model, task, documents)[["condition", "query_id", "ndcg@10"]]
     return found
 
 
-def _rankings(model: SentenceTransformer, task: RetrievalTask, thoughts: Any, documents: torch.Tensor) -> pd.DataFrame:
+def _thoughts(model: SentenceTransformer, task: RetrievalTask, steps: int) -> Thoughts:
+    return think(model, list(task.queries.values()), steps, prompt_name="query", threshold=0.0)
+
+
+def _words(model: SentenceTransformer, task: RetrievalTask, thoughts: Thoughts, questions: str) -> pd.DataFrame:
+    reasonings = [task.reasoning[query] for query in task.queries]
+    words = word_recall(model, thoughts, reasonings)
+    mass = reasoning_mass(model, thoughts, reasonings).rename(columns={"own": "own_mass", "others": "others_mass"})
+    words = words.merge(mass[["text", "step", "own_mass", "others_mass"]], on=["text", "step"])
+    words.insert(0, "query_id", words.pop("text").map(list(task.queries).__getitem__))
+    words.insert(0, "questions", questions)
+    return words
+
+
+def _rankings(
+    model: SentenceTransformer, task: RetrievalTask, thoughts: Thoughts, documents: torch.Tensor
+) -> pd.DataFrame:
     import pandas as pd
 
     index, texts, doc_ids = bm25_index(task), list(task.queries.values()), list(task.corpus)

@@ -1,9 +1,9 @@
 """Run the notebooks: ``python -m laser_lab.lab.notebooks`` (what ``make figures`` calls).
 
-Each notebook is executed by papermill, in place, with the parameters of a preset, and replaces the old one only when it
-ran to its end. ``figures/data/manifest.json`` says which files it wrote, by which code. A run of all skips what this
-machine has already run as it and the library stand, and whose outputs are unchanged; a notebook that is named runs in
-any case.
+Each notebook is executed by papermill, in place, and replaces the old one only when it ran to its end. The manifest in
+``figures/data`` says which files it wrote, by which code, and which trainings and tables are behind each figure. A run
+of all skips what this machine has already run as it and the library stand, and whose outputs are unchanged; a notebook
+that is named runs in any case. ``--preset full`` takes more seeds and writes to ``figures/full``, notebooks included.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ import re
 import subprocess
 import sys
 import time
+from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from laser_lab.base.company import scratch_folder
+from PIL import Image
+
 from laser_lab.base.files import atomic_file, cache_dir, missing_extra, read_json, write_text
+from laser_lab.base.processes import scratch_folder
 from laser_lab.data.hopworld import HopWorldConfig
-from laser_lab.lab.provenance import PACKAGE, code_version, imported
+from laser_lab.lab.provenance import PACKAGE, code_version, imported, versions
 
 try:
     import nbformat
@@ -36,10 +39,20 @@ from traitlets.config import Config
 FOLDER = PACKAGE.parent / "notebooks"
 FIGURES = PACKAGE.parent / "figures"
 MANIFEST = FIGURES / "data" / "manifest.json"
+DRAWINGS = ("method", "hopworld")
+"""Figures without a number; the first notebook makes them."""
+
+WORLDS = (HopWorldConfig(), HopWorldConfig(verbosity=5))
+"""Those of several notebooks."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "full": {"SEEDS": [0, 1, 2, 3, 4], "TRAIN_STEPS": [1, 2, 3, 4, 5, 6, 7, 8], "HOPS": [2, 3, 4]},
+    "full": {
+        "FIGURES": "../figures/full",
+        "SEEDS": [0, 1, 2, 3, 4],
+        "SEEDS_OF_PARTS": [0, 1, 2],
+        "TRAIN_STEPS": [1, 2, 3, 4, 5, 6, 7, 8],
+    },
 }
 """Values for the parameters that a notebook has, by name; ``default`` is what stands in the notebooks."""
 
@@ -48,7 +61,7 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
     """Execute `notebook` in its own folder and write it to `output`, free of machine-specific metadata.
 
     Args:
-        parameters: Over those of the notebook's cell tagged ``parameters``; names that it lacks are left out.
+        parameters: Written into the notebook's cell tagged ``parameters``; names that it lacks are left out.
 
     Raises:
         papermill.PapermillExecutionError: A cell failed; `output` is left as it was.
@@ -56,13 +69,16 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
     notebook, output = Path(notebook), Path(output)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' too: they leave broken lines in a notebook
     os.environ["OMP_NUM_THREADS"] = threads_of(notebook)
+    output.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(output) as temporary, scratch_folder("k") as sockets:
-        nbformat.write(_as_written(notebook), temporary)
-        known = papermill.inspect_notebook(temporary) if parameters else {}
+        content = nbformat.read(notebook, as_version=4)
+        for cell in content.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source = with_values(cell.source, parameters)
+        nbformat.write(content, temporary)
         papermill.execute_notebook(
             temporary,
             temporary,
-            parameters={name: value for name, value in parameters.items() if name in known},
             cwd=notebook.parent,
             kernel_name="python3",
             progress_bar=False,
@@ -75,21 +91,31 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
                 part.metadata.pop(name, None)
         for cell in executed.cells:
             if cell.cell_type == "code":  # warnings and progress bars name paths and machines
-                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+                cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not _is_bar(o)]
         nbformat.write(executed, temporary)
 
 
 def threads_of(notebook: Path) -> str:
     """CPU threads of a notebook's kernel: two for Gemma; one for small models, whose threads only wait for each other
     and whose cells run one process per core anyway (docs/speed.md)."""
-    return "2" if "gemma-3-270m" in "".join(cell.source for cell in _as_written(notebook).cells) else "1"
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "2" if "gemma-3-270m" in "".join(cell.source for cell in cells) else "1"
 
 
-def _as_written(notebook: Path) -> nbformat.NotebookNode:
-    """The notebook without what a preset injected into it."""
-    content = nbformat.read(notebook, as_version=4)
-    content.cells = [cell for cell in content.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    return content
+def _is_bar(output: Any) -> bool:
+    """Whether an output is a progress bar, which shows nothing without its kernel."""
+    return "it/s]" in output.get("data", {}).get("text/plain", "")
+
+
+def with_values(source: str, values: dict[str, Any]) -> str:
+    """Python `source` whose assignments to the names of `values` at its top assign these instead; comments stay."""
+    lines = [line.encode() for line in source.split("\n")]
+    for node in reversed(ast.parse(source).body):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1 and ast.unparse(node.targets[0]) in values:
+            old, new = node.value, repr(values[ast.unparse(node.targets[0])]).encode()
+            tail = lines[old.end_lineno - 1][old.end_col_offset :]
+            lines[old.lineno - 1 : old.end_lineno] = [lines[old.lineno - 1][: old.col_offset] + new + tail]
+    return b"\n".join(lines).decode()
 
 
 def code_of(notebook: str | os.PathLike[str]) -> list[ast.Module]:
@@ -106,43 +132,62 @@ def configuration(notebook: str | os.PathLike[str]) -> str:
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]
 
 
-def library_version(notebook: str | os.PathLike[str]) -> str:
-    """A hash of the source of the library that a notebook's imports reach."""
-    return code_version(*sorted(set().union(*(imported(ast.unparse(cell)) for cell in code_of(notebook)))))[:16]
+def library_version(notebook: str | os.PathLike[str]) -> dict[str, str]:
+    """A hash of every module of the library that a notebook's imports reach, by name."""
+    names = sorted(set().union(*(imported(ast.unparse(cell)) for cell in code_of(notebook))))
+    return {name: found[:8] for name, found in versions(*names).items()}
 
 
 def digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def written_by(notebook: Path) -> list[Path]:
-    """The files under ``figures/`` that are a notebook's: their names start with its number."""
-    return sorted(file for file in FIGURES.rglob(f"{notebook.name[:3]}*") if file.is_file())
+def written_by(notebook: Path, figures: Path | None = None) -> list[Path]:
+    """The files in a folder of figures (default: the committed one) that are a notebook's: their names start with its
+    number, or are those of the drawings."""
+    figures, number = figures or FIGURES, notebook.name[:3]
+    names = [f"{number}*", *(f"{name}.*" for name in DRAWINGS if number == "00_")]
+    files = [file for folder in (figures, figures / "data") for name in names for file in folder.glob(name)]
+    return sorted(file for file in files if file.is_file() and file.suffix != ".ipynb")
 
 
-def _digests(notebook: Path) -> dict[str, str]:
-    return {file.relative_to(FIGURES).as_posix(): digest(file) for file in written_by(notebook)}
+def _digests(notebook: Path, figures: Path) -> dict[str, str]:
+    return {file.relative_to(figures).as_posix(): digest(file) for file in written_by(notebook, figures)}
 
 
-def _record(notebook: Path, started: float, preset: str) -> None:
+def _record(notebook: Path, started: float, preset: str, figures: Path) -> None:
     """Note what `notebook` has just written, and remove what an earlier version of it wrote."""
-    manifest = read_json(MANIFEST) if MANIFEST.exists() else {}
-    for file in written_by(notebook):
-        if file.stat().st_mtime < started:
-            file.unlink()
-    made_by = {"configuration": configuration(notebook), "code": library_version(notebook), "preset": preset}
-    manifest[notebook.stem] = made_by | {"files": _digests(notebook)}
-    write_text(MANIFEST, json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
+    file = figures / "data" / "manifest.json"
+    manifest = read_json(file) if file.exists() else {}
+    for old in written_by(notebook, figures):
+        if old.stat().st_mtime < started:
+            old.unlink()
+    made_from = {}
+    for drawn in written_by(notebook, figures):
+        if drawn.suffix == ".png":
+            with Image.open(drawn) as image:
+                made_from[drawn.stem] = json.loads(image.info.get("Description", "{}"))
+    manifest[notebook.stem] = {
+        "configuration": configuration(notebook),
+        "preset": preset,
+        "date": date.today().isoformat(),
+        "cells": code_version("laser_lab.lab.cells")[:12],  # as in the tables of recipes
+        "code": library_version(notebook),
+        "made_from": made_from,
+        "files": _digests(notebook, figures),
+    }
+    write_text(file, json.dumps(dict(sorted(manifest.items())), indent=1) + "\n")
 
 
 def _stamp(notebook: Path, preset: str) -> Path:
     """Where it is noted that this machine has run `notebook`, by all that its outputs depend on: its code as it
     stands, the values of the preset, the library and its versions, and the records of long runs beside the figures."""
-    code = [cell.source for cell in _as_written(notebook).cells if cell.cell_type == "code"]
-    read = [file for folder in (PACKAGE, FIGURES / "data") for file in sorted(folder.rglob("*")) if file.is_file()]
-    read = [file for file in read if not (file.suffix == ".pyc" or file == MANIFEST or file.name[0].isdigit())]
-    versions = {name: version(name) for name in ("torch", "transformers", "peft", "sentence-transformers")}
-    text = json.dumps([code, PRESETS[preset], [*map(digest, read)], versions], sort_keys=True)
+    code = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
+    read = [*PACKAGE.rglob("*"), *(FIGURES / "data").glob("*" if notebook.name.startswith("00") else "[!0-9]*")]
+    written = {MANIFEST, *written_by(notebook)}
+    read = [file for file in sorted(read) if file.is_file() and file.suffix != ".pyc" and file not in written]
+    found = {name: version(name) for name in ("torch", "transformers", "peft", "sentence-transformers")}
+    text = json.dumps([code, PRESETS[preset], [*map(digest, read)], found], sort_keys=True)
     return cache_dir() / "notebooks" / f"{notebook.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
@@ -155,30 +200,44 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--preset", choices=PRESETS, default="default")
     options = parser.parse_args(arguments)
-    notebooks = sorted(FOLDER.glob("[0-9]*.ipynb"))
-    there = ", ".join(notebook.stem for notebook in notebooks)
+    notebooks = sorted(FOLDER.glob("[0-9]*.ipynb"), key=lambda n: (n.name.startswith("00"), n))  # it reads the others
+    there = ", ".join(sorted(notebook.stem for notebook in notebooks))
     if unknown := [name for name in options.names if not any(n.name.startswith(name) for n in notebooks)]:
         parser.error(f"no notebook starts with {' or '.join(unknown)}; there are {there or 'none'}")
     chosen = [n for n in notebooks if not options.names or n.name.startswith(tuple(options.names))]
-    if len(chosen) > 1 and not HopWorldConfig().folder.exists():
-        # most of them need the default world's language model: one thread trains it while the first ones run
-        command = f"from laser_lab.base.company import end_with_parent as end; end({os.getpid()}); "
-        command += "from laser_lab.data.hopworld_lm import pretrained; pretrained()"
-        subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
+    if len(chosen) > 1:
+        _pretrain()
+    values = PRESETS[options.preset]
+    figures = FIGURES.parent / "notebooks" / values["FIGURES"] if "FIGURES" in values else FIGURES
     for notebook in chosen:
         start = time.time()
         print(f"{notebook.stem} ...", end=" ", flush=True)
         stamp = _stamp(notebook, options.preset)  # before: what is edited meanwhile is not what ran
-        noted = read_json(stamp) if stamp.exists() else {}
-        if not options.names and noted == {notebook.name: digest(notebook)} | _digests(notebook):
+        output = figures / notebook.name if "FIGURES" in values else notebook
+        noted = read_json(stamp) if stamp.exists() else None
+        if not options.names and output.exists() and noted == _outputs(notebook, output, figures):
             print("up to date")
             continue
-        run(notebook, notebook, **PRESETS[options.preset])
-        _record(notebook, start, options.preset)
-        write_text(stamp, json.dumps({notebook.name: digest(notebook)} | _digests(notebook)))
+        run(notebook, output, **values)
+        _record(notebook, start, options.preset, figures)
+        write_text(stamp, json.dumps(_outputs(notebook, output, figures)))
         print(f"{time.time() - start:.0f} s", flush=True)
-    print(f"figures are in {FIGURES}")
+    print(f"figures are in {figures.resolve()}")
     return 0
+
+
+def _outputs(notebook: Path, output: Path, figures: Path) -> dict[str, str]:
+    return {notebook.name: digest(output)} | _digests(notebook, figures)
+
+
+def _pretrain() -> None:
+    """One thread trains the language models that most notebooks need, while the first ones run."""
+    worlds = [config for config in WORLDS if not config.folder.exists()]
+    if worlds:
+        command = f"from laser_lab.base.processes import end_with_parent as end; end({os.getpid()}); "
+        command += "from laser_lab.data.hopworld_lm import HopWorldConfig, pretrained; "
+        command += "; ".join(f"pretrained({config!r})" for config in worlds)
+        subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":

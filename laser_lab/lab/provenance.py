@@ -61,15 +61,31 @@ def reachable(*names: str, package: Path = PACKAGE) -> list[str]:
     return sorted(found)
 
 
+def _written(node: ast.AST | list | object) -> str:
+    """A syntax tree as text. Fields that are empty are left out: newer Pythons add some."""
+    if isinstance(node, list):
+        return "[" + ",".join(map(_written, node)) + "]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = (f"{name}={_written(value)}" for name, value in ast.iter_fields(node) if value not in (None, []))
+    return f"{type(node).__name__}({','.join(fields)})"
+
+
 @cache
 def code_version(*names: str, package: Path = PACKAGE) -> str:
-    """A hash of the :func:`reachable` source, without comments, docstrings and layout."""
-    digest = hashlib.sha256()
-    for name in reachable(*names, package=package):
-        tree = ast.parse(modules(package)[name].read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            body = getattr(node, "body", None)
-            if isinstance(body, list):
-                node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-        digest.update(name.encode() + ast.dump(tree).encode())
-    return digest.hexdigest()
+    """A hash of the :func:`reachable` source, without comments, docstrings and layout; the same on every Python."""
+    return hashlib.sha256("".join(versions(*names, package=package).values()).encode()).hexdigest()
+
+
+def versions(*names: str, package: Path = PACKAGE) -> dict[str, str]:
+    """A hash of the source of each :func:`reachable` module, by its name, as :func:`code_version` reads it."""
+    return {name: _version(name, package) for name in reachable(*names, package=package)}
+
+
+def _version(name: str, package: Path) -> str:
+    tree = ast.parse(modules(package)[name].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    return hashlib.sha256(name.encode() + _written(tree).encode()).hexdigest()

@@ -3,17 +3,19 @@
 Every row x K x seed of :data:`GROUPS`, each cell cached, into one table with a row per training:
 ``python -m laser_lab.lab.recipes figures/data/recipes.csv``. The table is written after every few cells, so a run that
 is cut leaves what it has, and a second run goes on; rows that another machine trained by the same code stay.
-``--search`` runs the trials of :data:`SEARCH` on dev instead.
+``--search NAME`` runs some of :data:`SEARCHES` on dev instead. (Earlier versions wrote figures/data/methods.csv,
+search.csv and lame_search.csv, with other columns: the groups ``easy-published`` and ``shorter``, and the searches
+``rates`` and ``lame``.)
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from laser_lab.lab.provenance import code_version
 if TYPE_CHECKING:
     import pandas as pd
 
-AT_ONCE = 4  # cells between two writings of the table
+AT_ONCE = 2  # cells per process between two writings of the table
 FAILED = 0.9
 """A training whose nDCG@10 at its own K is below this has failed."""
 
@@ -44,11 +46,12 @@ class Group:
     seeds: int = 10
     changes: dict[str, Any] = field(default_factory=dict)
     """over the rows"""
+    split: str = "test"
 
-    def cells(self, seeds: int | None = None, split: str = "test") -> list[Cell]:
+    def cells(self, seeds: int | None = None) -> list[Cell]:
         """One per row, K and seed, seed by seed: a run that is cut has all rows with fewer seeds."""
         return [
-            Cell(method, seed, steps, self.changes, self.world, self.settings, split)
+            Cell(method, seed, steps, self.changes, self.world, self.settings, self.split)
             for seed in range(self.seeds if seeds is None else min(seeds, self.seeds))
             for method, budgets in self.rows.items()
             for steps in budgets
@@ -64,7 +67,7 @@ GROUPS: dict[str, Group] = {
         {"laser": (3, 5, 8), "laser-released": (3,), "latent": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5
     ),
     "thinking-documents": Group({"lexical": (5,)}, seeds=3, changes={"document_steps": None}),
-    "wordy": Group({"lexical": (3, 5)}, {"verbosity": 5}, WORDY),
+    "wordy": Group({"lexical": (3,)}, {"verbosity": 5}, WORDY),
     "wordy-others": Group(
         {
             "basic": (1,),
@@ -93,6 +96,7 @@ GROUPS: dict[str, Group] = {
     "wordy-mixed": Group({"lexical": (8,)}, MIXED | {"verbosity": 3}, WORDY, seeds=5),
     "very-wordy": Group({"lexical": (3,), "latent": (3,), "rewrite": (1,)}, {"verbosity": 10}, WORDY, seeds=3),
     "wordiest": Group({"lexical": (3,), "latent": (3,), "rewrite": (1,)}, {"verbosity": 20}, WORDY, seeds=3),
+    "shorter": Group({"laser": (2,), "gircse": (2,)}, seeds=3),
 }
 """The table: worlds of the present configuration, what is trained in them, and with how many seeds."""
 
@@ -115,6 +119,7 @@ def row_of(cell: Cell, group: str) -> dict[str, Any]:
         "changed": ", ".join(f"{k}={v}" for k, v in (cell.changes | cell.settings).items()),
         "bridges": own.filter(regex="^step.*_names_bridge$").stack().mean(),
         "seconds": cell.record["seconds"],
+        "torch": cell.record["torch"],
     }
     row |= {f"at_{steps}": value for steps, value in at.items()}
     if cell.method == "rewrite":
@@ -178,43 +183,74 @@ def summary(trainings: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns.split())
 
 
-SEARCH: dict[str, tuple[dict[str, Any], ...]] = {
-    "laser-halting": ({"output": 10.0, "trajectory": 0.1}, {"lexical": 0.0}, {}),
-    "latent-halting": ({"learning_rate": 1e-3}, {}, {"learning_rate": 3e-3}),
-    "lexical": ({"lexical": 1.0}, {}, {"lexical": 10.0}),
+def trials(steps: int, tried: dict[str, list[dict[str, Any]]], world: dict[str, Any] | None = None) -> list[Group]:
+    """A group per trial, read on dev: method to changes of its row or of the learning rate, over what is now the
+    default; ``thinking_steps`` replaces `steps`."""
+    groups = []
+    for method, changes in tried.items():
+        for changed in map(dict, changes):
+            budget = changed.pop("thinking_steps", steps)
+            settings = {name: changed.pop(name) for name in ("learning_rate",) if name in changed}
+            groups.append(Group({method: (budget,)}, world or {}, settings, seeds=3, changes=changed, split="dev"))
+    return groups
+
+
+LEARNING_RATES = [{"learning_rate": 1e-3}, {"learning_rate": 1.5e-3}, {}]
+
+SEARCHES: dict[str, list[Group]] = {
+    "halting": trials(
+        5,
+        {
+            "laser-halting": [{"output": 10.0, "trajectory": 0.1}, {"distil_start": 0.25, "distil_warmup": 0.25}, {}],
+            "latent-halting": [{"learning_rate": 1e-3}, {}, {"learning_rate": 3e-3}],
+            "lexical": [{"lexical": 1.0}, {}, {"lexical": 10.0}],
+        },
+    ),
+    "rates": [
+        *trials(1, {"basic": LEARNING_RATES}),
+        *trials(2, {"gircse": LEARNING_RATES, "laser": LEARNING_RATES}),
+        *trials(3, {"latent": LEARNING_RATES, "gircse": LEARNING_RATES, "laser": LEARNING_RATES}),
+    ],
+    # at one hop, which one pass has the layers for, in a world whose facts are tested nowhere
+    "lame": trials(
+        3,
+        {
+            "lame": [
+                {},
+                *({"start_word": word} for word in ("</s>", "")),
+                *LEARNING_RATES[:-1],
+                *({"bottleneck_warmup": share} for share in (0.0, 0.25, 0.5)),
+                *({"reconstruction": weight} for weight in (0.0, 0.1)),
+                *({"diversity": weight} for weight in (0.0, 1.0)),
+                *({"thinking_steps": steps} for steps in (1, 8)),
+            ],
+            "basic": [rate | {"thinking_steps": 1} for rate in LEARNING_RATES],
+        },
+        dict(hops=1, seed=1, dev=100, test=20),
+    ),
 }
-"""What was tried on dev for each method in the easy world at K=5, equally often: changes of the row or of the training
-over what is now the default, {}."""
-
-
-def search_cells(seeds: int) -> list[Cell]:
-    """The trials of :data:`SEARCH`, read on dev."""
-    cells = []
-    for seed, method in product(range(seeds), SEARCH):
-        for trial in SEARCH[method]:
-            settings = {name: value for name, value in trial.items() if name == "learning_rate"}
-            changes = {name: value for name, value in trial.items() if name not in settings}
-            cells.append(Cell(method, seed, 5, changes, settings=settings, split="dev"))
-    return cells
+"""What was tried on dev, one setting at a time: of the halting methods equally often, of LaME in a world of its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train what is missing of the table of recipes and write it; or, with --search, the search for its settings."""
+    """Train what is missing of the table of recipes and write it; or, with --search, a search for settings."""
     parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.recipes", description=main.__doc__)
     parser.add_argument("file", help="CSV to write, a row per training")
     parser.add_argument("--only", nargs="*", choices=GROUPS, help="groups to train; all that are done are written")
     parser.add_argument("--seeds", type=int, help="at most so many seeds per row")
     parser.add_argument("--workers", type=int)
-    parser.add_argument("--search", action="store_true", help="the trials on dev instead; three seeds by default")
+    parser.add_argument("--search", choices=SEARCHES, help="trials on dev instead")
     options = parser.parse_args(arguments)
     if options.search:
-        waiting = every = [("search", cell) for cell in search_cells(options.seeds or 3)]
+        groups = SEARCHES[options.search]
+        waiting = every = [("search", cell) for group in groups for cell in group.cells(options.seeds)]
     else:
         chosen = [name for name in GROUPS if not options.only or name in options.only]
         waiting = [(name, cell) for name in chosen for cell in GROUPS[name].cells(options.seeds)]
         every = [(name, cell) for name, group in GROUPS.items() for cell in group.cells()]
-    for start in range(0, len(waiting), AT_ONCE):
-        run([cell for _, cell in waiting[start : start + AT_ONCE]], workers=options.workers)
+    at_once = AT_ONCE * (options.workers or os.cpu_count() or 1)
+    for start in range(0, len(waiting), at_once):
+        run([cell for _, cell in waiting[start : start + at_once]], workers=options.workers)
         found = table(every, options.file)
         write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
     print(summary(found).round(3).to_string(index=False))

@@ -41,8 +41,8 @@ def training_record(row: Row, entries: int = 40) -> dict[str, Any]:
 
 
 def per_query(row: Row, settings: Iterable[str] = ()) -> pd.DataFrame:
-    """A finished row's measures, a row per query and inference K; `settings` of its training become columns."""
-    frame = row.frame().assign(**{name: row.training[name] for name in settings})
+    """A finished row's measures, a row per query and inference K; `settings` (:meth:`Row.setting`) become columns."""
+    frame = row.frame().assign(**{name: row.setting(name) for name in settings})
     times = {int(k): value for k, value in row.record["ms_per_query"].items()}
     return frame.assign(ms_per_query=frame["thinking_steps"].map(times))
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from laser_lab.base.company import locked
 from laser_lab.base.files import atomic_file, cache_dir
+from laser_lab.base.processes import locked
 from laser_lab.data.bm25 import bm25, bm25_index
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
 from laser_lab.evaluation import score, score_run, score_steps
@@ -48,6 +48,8 @@ class Row(Cached):
     seed: int = 0
     thinking_steps: int | None = None
     """K in training; None: the method's own"""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """over the method's row"""
     model: str = "gemma-3-270m"
     dtype: str | None = None
     """of the backbone's weights, in training and in reading; an adapter in training stays in float32"""
@@ -87,8 +89,12 @@ class Row(Cached):
     def configuration(self) -> dict[str, Any]:
         data = Path(self.data)
         texts = {n: hashlib.sha256((data / f"{n}.jsonl").read_bytes()).hexdigest() for n in ("corpus", "train", "dev")}
-        method = method_of(self.method).as_dict() if self.method in METHODS else None
-        return asdict(replace(self, thinking_steps=self.steps)) | {"data": texts, "method": method}
+        method = method_of(self.method, **self.changes).as_dict() if self.method in METHODS else None
+        return asdict(replace(self, thinking_steps=self.steps, changes={})) | {"data": texts, "method": method}
+
+    def setting(self, name: str) -> Any:
+        """What it is trained with: an argument of :func:`laser_lab.train`, or a setting of its method."""
+        return self.training[name] if name in self.training else getattr(method_of(self.method, **self.changes), name)
 
     @property
     def columns(self) -> dict[str, Any]:
@@ -156,7 +162,7 @@ def _trained(row: Row) -> LatentRetriever:
         if not (row.trained / "final").exists():
             data = read_dataset(row.data, "train")
             options: dict[str, Any] = dict(output_dir=row.trained, seed=row.seed, thinking_steps=row.steps, resume=True)
-            train(load_row(row), data, row.method, **(options | row.training))
+            train(load_row(row), data, method_of(row.method, **row.changes), **(options | row.training))
         for leftover in [*row.trained.glob("checkpoint-*"), row.trained / "teacher"]:
             shutil.rmtree(leftover, ignore_errors=True)
     model = load(row.trained / "final", dtype=row.dtype)

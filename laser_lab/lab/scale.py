@@ -26,27 +26,29 @@ from laser_lab.index.search import VectorIndex
 from laser_lab.lab.stopwatch import measure, summarize
 from laser_lab.loading import load
 
-PARTS = ("encoding", "tokenizing", "searching", "workers", "plan")
+PARTS = ("encoding", "tokenizing", "searching", "workers", "gpu", "plan")
 TOKENS = (16, 128, 512)
 DOCUMENTS = (10**6, 10**7, 10**9)
 GPUS = {"L4": (121e12, 0.8), "A100": (312e12, 2.5), "H100": (989e12, 4.0)}
 """Operations a second of dense bfloat16 by the maker's data sheet, and dollars an hour (assumed)."""
 GPU_SHARE = 0.3
-"""Of these operations that a model this small is taken to reach. An assumption: no GPU was measured."""
+"""Of these operations that a model this small is taken to reach, where no measurement is at hand."""
+GPU_BATCH_TOKENS = 2**16
 TOKENIZER_CORES = 8
 """Cores that tokenize for a GPU, before it computes and not meanwhile (assumed)."""
 CORE_PRICE = 0.05
 """Dollars for an hour of a core (assumed)."""
 
 
-def encoding(name: str, tokens: Sequence[int] = TOKENS, repeats: int = 5, batch_tokens: int = 1024) -> pd.DataFrame:
-    """Documents per second of one core, in one pass (K=1): ``dtype, tokens, batch, median, p95`` (seconds of processor
-    time for a batch), ``documents_per_second``."""
-    models = {dtype: load(name, device="cpu", dtype=dtype, thinking_steps=1) for dtype in ("float32", "bfloat16")}
+def encoding(name: str, tokens: Sequence[int] = TOKENS, repeats: int = 5, device: str = "cpu") -> pd.DataFrame:
+    """Documents per second of one core, or one GPU, in one pass (K=1), tokenizing aside: ``dtype, tokens, batch,
+    median, p95`` (seconds for a batch: of processor time, on a GPU of the clock), ``documents_per_second``."""
+    models = {dtype: load(name, device=device, dtype=dtype, thinking_steps=1) for dtype in ("float32", "bfloat16")}
+    on_cpu = device == "cpu"
     tables = []
     for length in tokens:
-        batch = max(1, min(32, batch_tokens // length))
-        ids = torch.randint(10, 20, (batch, length), generator=torch.Generator().manual_seed(0))
+        batch = max(1, min(32, 1024 // length)) if on_cpu else GPU_BATCH_TOKENS // length
+        ids = torch.randint(10, 20, (batch, length), generator=torch.Generator().manual_seed(0)).to(device)
         features = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
         def encode(model: LatentRetriever, features: dict[str, Any] = features) -> None:
@@ -54,7 +56,9 @@ def encoding(name: str, tokens: Sequence[int] = TOKENS, repeats: int = 5, batch_
                 model.eval()(dict(features))
 
         calls = {dtype: lambda m=model: encode(m) for dtype, model in models.items()}
-        table = summarize(measure(calls, repeats, warmup=1, clock=time.process_time))
+        table = summarize(
+            measure(calls, repeats, 1 if on_cpu else 3, time.process_time if on_cpu else time.perf_counter)
+        )
         tables.append(table.rename(columns={"name": "dtype"}).assign(tokens=length, batch=batch))
     table = pd.concat(tables)
     return table.assign(documents_per_second=table["batch"] / table["median"])
@@ -154,19 +158,27 @@ def operations(config: Any, tokens: int) -> float:
 
 
 def plan(
-    encoded: pd.DataFrame, tokenized: pd.DataFrame, config: Any, documents: Sequence[int] = DOCUMENTS
+    encoded: pd.DataFrame,
+    tokenized: pd.DataFrame,
+    config: Any,
+    documents: Sequence[int] = DOCUMENTS,
+    on_gpu: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """``device, tokens, documents_per_second`` of one core (as measured) or GPU (its limit times GPU_SHARE, after
-    TOKENIZER_CORES have tokenized), and hours and dollars for so many documents on one of them; ten take a tenth of the
-    hours and the same dollars."""
-    rows = []
+    """``device, tokens, documents_per_second`` of one core (as measured) or GPU (as measured, ``on_gpu``, or its limit
+    times GPU_SHARE), after TOKENIZER_CORES have tokenized, and hours and dollars for so many documents on one of them;
+    ten take a tenth of the hours and the same dollars."""
+    rows, measured = [], {}
     for row in encoded.itertuples():
         rows.append((f"core, {row.dtype}", row.tokens, row.documents_per_second, CORE_PRICE, "measured"))
+    for row in () if on_gpu is None else on_gpu.itertuples():
+        best = max(row.documents_per_second, measured.get((row.device, row.tokens), 0))
+        measured[row.device, row.tokens] = best
     for name, (limit, price) in GPUS.items():
         for row in tokenized.itertuples():
-            seconds = 1 / (TOKENIZER_CORES * row.documents_per_second)
-            seconds += operations(config, row.tokens) / (GPU_SHARE * limit)
-            rows.append((name, row.tokens, 1 / seconds, price, "arithmetic"))
+            rates = [rate for (device, tokens), rate in measured.items() if name in device and tokens == row.tokens]
+            computing = 1 / rates[0] if rates else operations(config, row.tokens) / (GPU_SHARE * limit)
+            seconds = 1 / (TOKENIZER_CORES * row.documents_per_second) + computing
+            rows.append((name, row.tokens, 1 / seconds, price, "measured" if rates else "arithmetic"))
     table = pd.DataFrame(rows, columns=["device", "tokens", "documents_per_second", "price", "source"])
     for count in documents:
         table[f"hours_{count:.0e}"] = hours = count / table["documents_per_second"] / 3600
@@ -193,6 +205,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if "encoding" in options.parts:
         keep("encoding", encoding(options.model, options.tokens, options.repeats))
+    if "gpu" in options.parts:
+        if not torch.cuda.is_available():
+            parser.error("there is no GPU here")
+        found = encoding(options.model, options.tokens, options.repeats, "cuda")
+        keep("gpu", found.assign(device=torch.cuda.get_device_name()))
     if "tokenizing" in options.parts:
         keep("tokenizing", tokenizing(options.model, options.tokens))
     if "searching" in options.parts:
@@ -208,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "plan" in options.parts:
         config = load(options.model, device="cpu").encoder.backbone.config
         encoded, tokenized = (pd.read_csv(Path(options.out) / f"scale_{part}.csv") for part in PARTS[:2])
-        keep("plan", plan(encoded, tokenized, config))
+        measured = Path(options.out) / "scale_gpu.csv"
+        keep("plan", plan(encoded, tokenized, config, on_gpu=pd.read_csv(measured) if measured.exists() else None))
     return 0
 
 

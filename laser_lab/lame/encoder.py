@@ -102,6 +102,7 @@ class ReasonEncoder(LatentEncoder):
 
     config_keys = ["thinking_steps", "document_steps", "max_length", "template", "add_special_tokens", "base"]
     config_keys += ["reason_tokens", "decoder"]
+    forward_kwargs = {"thinking_steps", "segment_ends", "targets"}
     thoughts_class = ReasonThoughts
 
     def __init__(
@@ -142,23 +143,24 @@ class ReasonEncoder(LatentEncoder):
     def check_inputs(self, inputs: Sequence[Input]) -> list[Input]:
         return check_inputs(inputs) if isinstance(self.backbone, VisionBackbone) else super().check_inputs(inputs)
 
-    def preprocess(self, inputs: Sequence[Input], prompt: str | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """As :meth:`LatentEncoder.preprocess`. With images: the processor's features, and the texts alone as
+    def preprocess(self, inputs: Sequence[Input], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """As :meth:`LatentEncoder.preprocess`, with images the processor's features; also the texts alone as
         ``text_ids`` and ``text_mask``, which a decoder is asked for. ``max_length`` counts the tokens of prompt and
         text."""
         inputs = self.check_inputs(inputs)
         texts, images = [text_of(item) for item in inputs], [image_of(item) for item in inputs]
         features = super().preprocess(texts, prompt, **kwargs)
-        if all(image is None for image in images):
-            return features
         ids, mask = features["input_ids"], features["attention_mask"]
+        alone = {"text_ids": ids, "text_mask": mask, "inputs": inputs}
+        if all(image is None for image in images):
+            return features | alone
         shortened = [
             (prompt or "") + text
             if kept.sum() < self.max_length
             else self.tokenizer.decode(row[kept.bool()], skip_special_tokens=True)
             for text, row, kept in zip(texts, ids, mask)
         ]
-        return self.backbone.preprocess(shortened, images) | {"text_ids": ids, "text_mask": mask}
+        return self.backbone.preprocess(shortened, images) | alone
 
     def steps_of(self, thinking_steps: int | None = None, side: str | None = None) -> int:
         """As :meth:`LatentEncoder.steps_of`; ValueError if fewer reason tokens are learned."""
@@ -202,17 +204,22 @@ class ReasonEncoder(LatentEncoder):
         passes = [self.one_pass(features, step, once) for step in range(1, steps + 1)]
         return {"states": passes[-1][0], "vectors": torch.stack([vectors for _, vectors in passes], dim=1)}
 
-    def forward(self, features: dict[str, Tensor], thinking_steps: int | None = None) -> dict[str, Tensor]:
-        """As :meth:`LatentEncoder.forward`. With ``target_ids`` and ``target_mask`` (B, T) also ``reconstruction``
-        (B,), of :meth:`ReasonTokens.reconstruction`."""
-        if "segment_ends" in features:
-            return super().forward(features)
+    def forward(
+        self,
+        features: dict[str, Tensor],
+        thinking_steps: int | None = None,
+        segment_ends: Tensor | None = None,
+        targets: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """As :meth:`LatentEncoder.forward`. With `targets`, ids and mask (B, T), also ``reconstruction`` (B,), of
+        :meth:`ReasonTokens.reconstruction`."""
+        if segment_ends is not None:
+            return super().forward(features, segment_ends=segment_ends)
         states, embeddings = self.one_pass(features, thinking_steps)
-        self.check_finite(embeddings)
+        self.check_finite(embeddings, features.get("inputs", ()))
         found = {**features, "states": states, "sentence_embedding": embeddings}
-        if "target_ids" in features:
-            asked = features["target_ids"], features["target_mask"]
-            found["reconstruction"] = self.reasoner.reconstruction(self.backbone, states, *asked)
+        if targets is not None:
+            found["reconstruction"] = self.reasoner.reconstruction(self.backbone, states, *targets)
         return found
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:

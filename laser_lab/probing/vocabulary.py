@@ -22,8 +22,11 @@ Lens = Callable[[Tensor], Tensor]
 """(L+1, D) residual streams to where the last layer would put them, (L+1, D)"""
 
 
-def fed_back(model: SentenceTransformer, texts: Sequence[str], thinking_steps: int, **options: Any) -> Thoughts:
-    """:func:`laser_lab.think`, with the states that soft tokens come from: for pooling ``"generated"`` (GIRCSE) too."""
+def soft_token_states(
+    model: SentenceTransformer, texts: Sequence[str], thinking_steps: int, **options: Any
+) -> Thoughts:
+    """:func:`laser_lab.think`, with the states h_k that soft tokens t_k come from, whatever is pooled (``"generated"``,
+    of GIRCSE, leaves h_1 out)."""
     encoder = model[0]
     pooling, encoder.pooling = encoder.pooling, "all"
     try:

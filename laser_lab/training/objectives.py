@@ -78,11 +78,10 @@ class DualViewLoss(Objective):
         padding = sum(count * (width - length) for count, length in sizes)
         apart = steps != document_steps or self.method.lexical
         if apart or padding * self.parameter_count > CALLS_WORTH:
-            asked = steps
-            if self.method.lexical:
-                parts[0]["lexical_ids"] = queries["lexical_ids"]
-                asked = queries["lexical_ids"].shape[1]  # one more where the end after K steps is taught
-            latent, encoded = (self.model(p, thinking_steps=k) for p, k in zip(parts, (asked, document_steps)))
+            words = queries["lexical_ids"] if self.method.lexical else None
+            asked = steps if words is None else words.shape[1]  # one more where the end after K steps is taught
+            latent = self.model(parts[0], thinking_steps=asked, words=words)
+            encoded = self.model(parts[1], thinking_steps=document_steps)
             if asked > steps:
                 latent = latent | {name: latent[name][:, :steps] for name in ("states", "weights")}
                 latent["sentence_embedding"] = pool(latent["states"], latent["weights"])
@@ -113,7 +112,7 @@ class DualViewLoss(Objective):
             stepwise, penalty = self.stepwise(states, rows, gather(positives), gather(ignored))
             terms["stepwise"] = method.stepwise * stepwise
             terms["monotonicity"] = method.monotonicity * penalty
-        if len(features) > 2:
+        if method.needs_explicit:
             terms |= self.explicit_terms(features[2], documents, latent, vectors, positives, ignored)
         return terms
 
@@ -129,15 +128,15 @@ class DualViewLoss(Objective):
         """The explicit view's contrastive loss, and both distillations."""
         method = self.method
         terms: dict[str, Tensor] = {}
-        view = {key: explicit[key] for key in (*IDS, "segment_ends")}
+        view, ends = ids_of(explicit), explicit["segment_ends"]
         if self.teacher is None:
-            teacher, teacher_vectors = self.model(view), None
+            teacher, teacher_vectors = self.model(view, segment_ends=ends), None
             if method.explicit:
                 loss = self.contrastive(teacher["sentence_embedding"], vectors, positives, ignored)
                 terms["explicit"] = method.explicit * loss
         else:
             with torch.no_grad():
-                teacher = self.teacher(view)
+                teacher = self.teacher(view, segment_ends=ends)
                 own = spread(self.teacher(ids_of(documents), thinking_steps=method.index_steps), documents["rows"])
                 teacher_vectors = gather(own["sentence_embedding"])
         fixed = vectors if method.distil_documents else vectors.detach()
@@ -195,14 +194,12 @@ class BottleneckLoss(Objective):
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:
         queries, documents = features[:2]
         method, count = self.method, len(queries["input_ids"])
-        asked = dict(queries)
-        if method.reconstruction:  # positives stand first among the documents
-            names = ("text_ids", "text_mask") if "text_ids" in documents else ("input_ids", "attention_mask")
-            positives = documents["rows"][:count]
-            ids, mask = targets(*(documents[name][positives] for name in names), self.eos)
-            asked |= {"target_ids": ids, "target_mask": mask}
+        asked = None
+        if method.reconstruction:
+            positives = documents["rows"][:count]  # they stand first among the documents
+            asked = targets(documents["text_ids"][positives], documents["text_mask"][positives], self.eos)
         encoded = spread(self.model(dict(documents), thinking_steps=method.index_steps), documents["rows"])
-        latent = self.model(asked, thinking_steps=method.thinking_steps)
+        latent = self.model(dict(queries), thinking_steps=method.thinking_steps, targets=asked)
         terms: dict[str, Tensor] = {}
         if method.contrastive:
             vectors = gather(encoded["sentence_embedding"])

@@ -20,9 +20,9 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformerTrainingArguments
 from transformers import set_seed
 
-from laser_lab.base.company import locked
 from laser_lab.base.files import atomic_folder, read_yaml
 from laser_lab.base.inputs import check_count, check_names
+from laser_lab.base.processes import locked
 from laser_lab.data.hopworld import HopWorld
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
 from laser_lab.encoder import LatentRetriever, is_saved_weights

@@ -109,14 +109,11 @@ class LatentTrainer(SentenceTransformerTrainer):
         """Which text of the batch has no finite embedding, if one has none, and the likely cause."""
         ids, (queries, documents, *explicit) = self._batch_ids, self.collect_features(self._batch)[0]
         places = documents["rows"].tolist()  # of each query's positive, then of its negatives
-        for what, part, row_of in (
-            ("query", queries, int),
-            ("document", documents, lambda row: places.index(row) % len(ids)),
-            ("reasoning", dict(*explicit), int),
-        ):
+        reads = [("query", queries, {}, int), ("document", documents, {}, lambda row: places.index(row) % len(ids))]
+        reads += [("reasoning", part, {"segment_ends": part["segment_ends"]}, int) for part in explicit]
+        for what, part, how, row_of in reads:
             try:
-                if part:
-                    self.model(dict(part))
+                self.model(dict(part), **how)
             except NotFinite as error:
                 error.name(map(row_of, error.rows), lambda row, what=what: f"the {what} of {ids[row]!r}")
                 return str(error)

@@ -10,14 +10,14 @@ from laser_lab.lab.figures import style
 from laser_lab.lab.figures.style import axis_label, canvas, check, readable, wrap
 
 
-def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str = "query") -> Figure:
-    """The table of :func:`laser_lab.nearest_tokens`: a row per thinking step, a column per rank, the token in every
+def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str = "query", step: str = "step") -> Figure:
+    """The table of :func:`laser_lab.nearest_tokens`: a row per thinking `step`, a column per rank, the token in every
     cell, its ``probability`` or ``cosine`` as the colour, and a panel per value of `panel`."""
     measure = next((m for m in ("probability", "cosine") if m in tokens), "probability")
-    check(tokens, ["step", "rank", "token", measure, panel])
+    check(tokens, [step, "rank", "token", measure, panel])
     lowest = 0.0 if measure == "probability" else tokens[measure].min()  # cosines lie close together
     tokens = tokens.assign(panel=[readable(str(name), None) for name in tokens[panel]])
-    fig = heatmap(tokens, measure, x="rank", y="step", panel="panel", text="token", title=title, across=1,
+    fig = heatmap(tokens, measure, x="rank", y=step, panel="panel", text="token", title=title, across=1,
                   limits=(lowest, tokens[measure].max()))  # fmt: skip
     fig.axes[0].invert_yaxis()
     return fig
@@ -41,9 +41,10 @@ def heatmap(
     check(frame, [x, y, value] + [column for column in (panel, text) if column])
     panels = style.panels_of(frame, panel)
     columns, rows = sorted(frame[x].unique()), sorted(frame[y].unique())
-    across = min(across, len(panels))
+    each = (1.1 if text else 0.62) * len(columns) + 0.5
+    across = max(1, min(across, len(panels), int((style.MAX_WIDTH - 1.4) // each)))
     down = -(-len(panels) // across)
-    wide = max(4.8, across * ((1.1 if text else 0.75) * len(columns) + 0.5) + 1.4)
+    wide = max(4.8, across * each + 1.4)
     fig = canvas(wide, down * (0.42 * len(rows) + 0.75) + 0.8)
     axes = style.grid(fig, len(panels), across)
     for ax, (name, part) in zip(axes.flat, panels):

@@ -20,47 +20,57 @@ def metric_by_steps(
     group: str = "method",
     panel: str | None = None,
     title: str | None = None,
-    log: bool = False,
+    log: str = "",
 ) -> Figure:
     """A line of `measure` over `x` with its interval (``low``, ``high``) as a band, per `group` if there is one.
-    Groups that are numbers go from dark to light; the method ``random`` is dashed. `log` is of the vertical axis."""
+    Groups that are numbers go from dark to light; the method ``random`` is dashed. At most two panels stand side by
+    side. `log` names the logarithmic axes: ``"x"``, ``"y"`` or ``"xy"``."""
     check(frame, [x, measure, "low", "high"] + ([panel] if panel else []))
     panels = style.panels_of(frame, panel)
     names = list(frame[group].unique()) if group in frame else [None]
     colours = [colour_of(name, at) for at, name in enumerate(names)]
     if len(names) > 4 and frame[group].dtype.kind in "if":
         names, colours = sorted(names), seaborn.color_palette("viridis", len(names))
-    fig = canvas(6.4 if len(panels) == 1 else 3.6 * len(panels) + 1.4, 4.0)
-    axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for ax, (shown, part) in zip(axes, panels):
-        for name, colour in zip(names, colours):
+    across = min(2, len(panels))
+    down = -(-len(panels) // across)
+    fig = canvas(3.9 * across + (3.1 if across == 1 else 1.8), 2.9 * down + 0.9)
+    axes = style.grid(fig, len(panels), across)
+    for ax, (shown, part) in zip(axes.flat, panels):
+        for at, (name, colour) in enumerate(zip(names, colours)):
             line = (part if name is None else part[part[group] == name]).sort_values(x)
-            look = {"linestyle": "--"} if name == "random" else {"marker": "o", "markersize": 6}
+            look = {"linestyle": "--"} if name == "random" else style.line_of(name, at)
             alpha = min(0.2, 0.6 / len(names))
             ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
             ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **look)
+        ax.set_yscale("log" if "y" in log else "linear")
+        if "x" in log:
+            ax.set_xscale("log")
         if part[x].nunique() < 12:
-            ax.set_xticks(sorted(part[x].unique()))
+            ax.set_xticks(sorted(part[x].unique()), [f"{value:g}" for value in sorted(part[x].unique())])
+            ax.minorticks_off()
+        ax.tick_params(labelbottom=True)
         ax.set_xlabel(axis_label(x))
-        ax.set_yscale("log" if log else "linear")
-        finish(ax, axis_label(measure) if ax is axes[0] else "", style.panel_title(panel, shown) if panel else title)
-    if not log:  # after all panels are drawn: it ends the scaling of their shared axis
-        axes[0].set_ylim(bottom=0)
+        label = axis_label(measure) if ax in axes[:, 0] else ""
+        finish(ax, label, style.panel_title(panel, shown) if panel else title)
+    if "y" not in log:  # after all panels are drawn: it ends the scaling of their shared axis
+        axes[0, 0].set_ylim(bottom=0)
     if group in frame:
         heading = None if group == "method" else axis_label(group).rstrip(":")
-        aside = dict(loc="center left", bbox_to_anchor=(1.0, 0.5)) if len(panels) > 1 or len(names) > 4 else {}
-        axes[-1].legend(frameon=False, ncols=1 if aside else 2, title=heading, fontsize=10, **aside)
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        fig.legend(handles, labels, frameon=False, title=heading, fontsize=10, loc="outside right upper",
+                   handlelength=3)  # fmt: skip
     style.headline(fig, title if panel else None)
     return fig
 
 
 def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """A panel per ``method``: each ``term`` of its weighted ``loss`` over the ``step``s, drawn from 1e-4 up."""
+    """A panel per ``method``: each ``term`` of its weighted ``loss`` over the ``step``s; gaps where a term is 0, not
+    yet on or under 1e-4."""
     check(frame, ["method", "step", "term", "loss"])
-    loss = frame["loss"].clip(lower=1e-4)
+    loss = frame["loss"].where(frame["loss"] >= 1e-4)
     frame = frame.assign(low=loss, high=loss, **{"weighted loss": loss, "training step": frame["step"]})
     return metric_by_steps(
-        frame, "weighted loss", x="training step", group="term", panel="method", title=title, log=True
+        frame, "weighted loss", x="training step", group="term", panel="method", title=title, log="y"
     )
 
 
@@ -71,7 +81,7 @@ def trajectories(frame: pd.DataFrame, *, colour: str, panel: str, title: str | N
     check(frame, ["x", "y", "text", "step", colour, panel])
     panels = style.panels_of(frame, panel)
     names = sorted(frame.loc[frame["step"] > 0, colour].unique(), key=str)
-    fig = canvas(4.6 * len(panels) + 1.4, 4.6)
+    fig = canvas(4.1 * len(panels) + 1.6, 4.4)
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
     for ax, (shown, part) in zip(axes, panels):
         documents, thoughts = part[part["step"] == 0], part[part["step"] > 0]
@@ -81,8 +91,9 @@ def trajectories(frame: pd.DataFrame, *, colour: str, panel: str, title: str | N
         for at, name in enumerate(names):
             points = thoughts[thoughts[colour] == name]
             look = dict(color=GROUP_COLOURS[at % len(GROUP_COLOURS)], alpha=0.7, linewidth=0)
+            look["marker"] = style.GROUP_MARKS[at % len(style.GROUP_MARKS)]
             ax.scatter(points["x"], points["y"], s=6 + 7 * points["step"], label=str(name), **look)
-        ax.set(xticks=[], yticks=[])
+        ax.set(xticks=[], yticks=[], xlabel=f"{shown}, first axis", ylabel="second axis" if ax is axes[0] else "")
         ax.set_title(str(shown), parse_math=False)
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, title=axis_label(colour), loc="outside right center", frameon=False)
@@ -102,7 +113,7 @@ def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) 
     lanes = {mark: top + 1.4 + 1.6 * at for at, mark in enumerate(marks)}
     steps = sorted(frame["thinking_steps"].unique())
     halo = [withStroke(linewidth=3, foreground="white")]
-    fig = canvas(5.4 * len(panels) + 0.4, 4.8)
+    fig = canvas(4.7 * len(panels) + 0.5, 4.8)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (change, panel) in zip(axes, panels):
         for (mark, _), line in panel.sort_values("mark").groupby(["mark", "doc_id"]):

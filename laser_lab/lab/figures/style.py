@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import textwrap
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -44,20 +47,28 @@ METHOD_COLOURS = {
     "laser-no-trajectory": "#ece133",
     "laser-no-output": "#332288",
     "laser-no-colearning": "#661100",
-    "explicit view": "#44aa99",
+    "explicit view": "#dd77aa",
     "ours": "#0173b2",
     "published": "#949494",
     "untrained": "#333333",
     "random": "#949494",
     "zero-shot": "#333333",
     "bm25": "#949494",
-    "bm25-reasoning": "#999933",
-    "explicit": "#44aa99",
-    "lame-no-decoder": "#44aa99",
-    "lame-no-diversity": "#999933",
-    "lame-no-warmup": "#aa4499",
+    "bm25-reasoning": "#666666",
+    "explicit": "#dd77aa",
+    "lame-no-decoder": "#bbcc33",
+    "lame-no-diversity": "#77aadd",
+    "lame-no-warmup": "#ee8866",
 }
 """Method to colour, safe for colour-blind readers (seaborn's "colorblind" and Paul Tol's)."""
+
+MARKERS = dict(basic="s", latent="D", laser="o", gircse="^", rewrite="P", lame="v", lexical="*")
+"""Of the methods that meet in one figure; others take those of :data:`GROUP_MARKS` in order."""
+GROUP_MARKS, DASHES, HATCHES = "osD^vPX", ("-", "--", "-.", ":"), ("", "///", "...", "xxx", "\\\\\\", "ooo")
+"""What tells groups apart without colours."""
+MAX_WIDTH = 10.0
+"""Inches. At the width of a README (830 pixels) a letter of :data:`SMALLEST` points is then 10 pixels high."""
+SMALLEST = 9.0
 
 GROUP_COLOURS = ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#ca9161", "#56b4e9", "#949494")
 """For groups that are not methods, in order of appearance (seaborn's "colorblind")."""
@@ -70,6 +81,9 @@ STYLE = {
     "axes.labelsize": 11,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "hatch.linewidth": 0.6,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
     "svg.hashsalt": "laser_lab",
 }
 NAMES = {
@@ -80,6 +94,7 @@ NAMES = {
     "hops": "hops:",
     "verbosity": "tokens of reasoning per hop",
     "step": "thinking step k",
+    "reason token": "reason token k",
     "rank": "rank of the token",
     "cosine": "cosine similarity",
     "segment": "reasoning segment",
@@ -89,19 +104,48 @@ NAMES = {
 """Column to axis label; others are shown with spaces for underscores."""
 
 
-def save(fig: Figure, data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
+def save(
+    fig: Figure,
+    data: pd.DataFrame,
+    name: str,
+    folder: str | os.PathLike[str] = "figures",
+    made_from: Iterable[Any] = (),
+) -> Path:
     """Write ``NAME.png``, ``NAME.svg`` and ``data/NAME.csv`` under `folder`, all or none; return the PNG's path.
-    ValueError: `name` is not a plain file stem."""
+
+    Args:
+        made_from: Trainings (:class:`laser_lab.lab.cached.Cached`) and files of tables behind the figure. The PNG's
+            ``Description`` holds them, as JSON: a training's configuration by hash, with its key and a hash of what
+            was read from it; a table's name, with its hash.
+
+    Raises:
+        ValueError: `name` is not a plain file stem.
+    """
     if not name or Path(name).name != name or name.startswith("."):
         raise ValueError(f"name must be a plain file stem such as '01_thoughts', got {name!r}")
     folder = Path(folder)
     finals = [folder / f"{name}.png", folder / f"{name}.svg", folder / "data" / f"{name}.csv"]
     with ExitStack() as files, styled():
         png, svg, csv = [files.enter_context(atomic_file(file)) for file in finals]
-        fig.savefig(png, format="png", dpi=160, metadata={"Software": None}, facecolor="white")
+        metadata = {"Software": None, "Description": json.dumps(_sources(made_from), sort_keys=True)}
+        fig.savefig(png, format="png", dpi=160, metadata=metadata, facecolor="white")
         fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
         data.to_csv(csv, index=False, float_format="%.6g", lineterminator="\n")
     return finals[0]
+
+
+def _sources(made_from: Iterable[Any]) -> dict[str, str]:
+    def short(content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()[:12]
+
+    found = {}
+    for source in made_from:
+        if isinstance(source, (str, Path)):
+            found[Path(source).name] = short(Path(source).read_bytes())
+        else:
+            name = short(json.dumps(source.configuration, sort_keys=True).encode())
+            found[name] = f"{source.key} {short((source.folder / 'per_query.csv').read_bytes())}"
+    return found
 
 
 def readable(token: str, limit: int | None = 12) -> str:
@@ -157,6 +201,12 @@ def whiskers(frame: pd.DataFrame, measure: str) -> list[pd.Series]:
 def colour_of(name: Any, at: int) -> str:
     """The colour of a method, or of the `at`-th group."""
     return METHOD_COLOURS.get(name, GROUP_COLOURS[at % len(GROUP_COLOURS)])
+
+
+def line_of(name: Any, at: int) -> dict[str, Any]:
+    """How a line of a method, or of the `at`-th group, is drawn; in grey, too, no two of a figure look alike."""
+    mark = MARKERS.get(name, GROUP_MARKS[at % len(GROUP_MARKS)])
+    return {"marker": mark, "markersize": 9 if mark == "*" else 6, "linestyle": DASHES[at % len(DASHES)]}
 
 
 def headline(fig: Figure, title: str | None, width: int = 200) -> None:

@@ -19,8 +19,8 @@ from filelock import FileLock
 from test_training import FAST, load, rows
 
 import laser_lab as ll
-from laser_lab.base.company import SWEPT_AFTER, end_with_parent, locked, scratch_folder, scratch_prefix, sweep
 from laser_lab.base.files import atomic_file, atomic_folder, cached_build
+from laser_lab.base.processes import SWEPT_AFTER, end_with_parent, locked, scratch_folder, scratch_prefix, sweep
 from laser_lab.data.readers import features
 from laser_lab.lab.cached import Cached
 from laser_lab.lab.rows import Row, _trained
@@ -140,10 +140,10 @@ def test_two_runs_at_one_corpus_folder(tiny_folder, tmp_path):
 
 
 def test_every_lock_of_the_library_says_so():
-    """`FileLock` itself is silent while it waits: only base/company may use it."""
+    """`FileLock` itself is silent while it waits: only base/processes may use it."""
     package = Path(ll.__file__).parent
     users = {file.relative_to(package).as_posix() for file in package.rglob("*.py") if "filelock" in file.read_text()}
-    assert users == {"base/company.py"}
+    assert users == {"base/processes.py"}
 
 
 # -- parents that are killed ---------------------------------------------------------------------------------------
