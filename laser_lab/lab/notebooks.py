@@ -95,6 +95,13 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
         nbformat.write(executed, temporary)
 
 
+def threads_of(notebook: Path) -> str:
+    """CPU threads of a notebook's kernel: two for Gemma; one for small models, whose threads only wait for each other
+    and whose cells run one process per core anyway (docs/speed.md)."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "2" if "gemma-3-270m" in "".join(cell.source for cell in cells) else "1"
+
+
 def _is_bar(output: Any) -> bool:
     """Whether an output is a progress bar, which shows nothing without its kernel."""
     return "it/s]" in output.get("data", {}).get("text/plain", "")
@@ -109,14 +116,6 @@ def with_values(source: str, values: dict[str, Any]) -> str:
             tail = lines[old.end_lineno - 1][old.end_col_offset :]
             lines[old.lineno - 1 : old.end_lineno] = [lines[old.lineno - 1][: old.col_offset] + new + tail]
     return b"\n".join(lines).decode()
-
-
-def threads_of(notebook: Path) -> str:
-    """CPU threads of a notebook's kernel: two for Gemma; one for small models, whose threads only wait for each other
-    and whose cells run one process per core anyway (docs/speed.md)."""
-    return (
-        "2" if "gemma-3-270m" in "".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells) else "1"
-    )
 
 
 def code_of(notebook: str | os.PathLike[str]) -> list[ast.Module]:

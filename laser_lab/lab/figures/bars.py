@@ -66,7 +66,8 @@ def grouped_bars(
 def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Seconds per batch by the tables of :func:`laser_lab.lab.loops.benchmark`, in its first dtype, and of
     :func:`laser_lab.lab.loops.sweep`: a cluster of bars per shape, the published loop on PyTorch's layers and ours on
-    ours, and a line over K. Whiskers end at the 95th percentile; numbers say how many times faster ours is."""
+    ours; and, from a run of its own, how many times one pass K steps take. Whiskers end at the 95th percentile; numbers
+    say how many times faster ours is."""
     check(frame, ["name", "layers", "dtype", "batch", "tokens", "thinking_steps", "median", "p95", "gain"])
     first = frame["dtype"].isna() | (frame["dtype"] == frame["dtype"].iloc[0])
     own = frame["layers"] == ("ours" if (frame["layers"] == "ours").any() else "stock")
