@@ -43,8 +43,8 @@ def thinking_easy(read: Table) -> tuple[str, str]:
 
 
 def thinking_wordy(read: Table) -> tuple[str, str]:
-    table = read("recipes").query("group in ['wordy', 'wordy-others']")
-    laser, basic = (_seeds(table[table["method"] == name]) for name in ("laser", "basic"))
+    table = read("06_frontier")
+    laser, basic = _row(table, method="laser"), _row(table, method="basic")
     return above(laser, basic), f"laser {value(laser)}, basic {value(basic)}"
 
 

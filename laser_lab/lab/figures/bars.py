@@ -137,9 +137,11 @@ def _points(ax: Axes, frame: pd.DataFrame, measure: str, x: str, order: dict[str
         look = dict(color=colour_of(method, order[method]), capsize=4, elinewidth=1.5)
         look |= style.line_of(method, order[method]) | {"markersize": 12 if method == "lexical" else 8, "linestyle": ""}
         ax.errorbar(points[x], points[measure], yerr=whiskers(points, measure), label=method, **look)
-        place = dict(xytext=(6, 7 if order[method] % 2 else -15), textcoords="offset points")  # above and below
+        above = order[method] % 2 == 1
+        place = dict(xytext=(-6, 7) if above else (6, -15), ha="right" if above else "left")
         for _, row in points.iterrows():
-            ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=look["color"], **place)
+            ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=look["color"],
+                        textcoords="offset points", **place)  # fmt: skip
     ax.set_xscale("log")
     ax.margins(x=0.18, y=0.12)
     ax.xaxis.set_major_formatter("{x:g}")
