@@ -251,7 +251,7 @@ def test_save_that_fails_leaves_the_old_files(tmp_path):
     figures.save(fig, frame, "x", tmp_path)
     before = {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()}
     with pytest.raises(AttributeError):
-        figures.save(figures.metric_by_steps(steps_frame()), None, "x", tmp_path)
+        figures.save(figures.metric_by_steps(steps_frame()), "no table", "x", tmp_path)
     assert {f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file()} == before
 
 

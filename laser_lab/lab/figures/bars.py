@@ -15,12 +15,13 @@ from laser_lab.lab.figures.style import METHOD_COLOURS, axis_label, canvas, chec
 def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | None = None) -> Figure:
     """A bar per row, ``label``, with its `measure`, its interval from ``low`` to ``high``, and ``method``'s colour."""
     check(frame, ["label", "method", measure, "low", "high"])
-    fig = canvas(max(4.8, 1.6 * len(frame)), 3.8)
+    each = min(1.6, style.MAX_WIDTH / len(frame))
+    fig = canvas(max(4.8, each * len(frame)), 3.8)
     ax = fig.subplots()
     colours = [METHOD_COLOURS.get(method, METHOD_COLOURS["laser"]) for method in frame["method"]]
     bars = ax.bar(range(len(frame)), frame[measure], color=colours, width=0.6, yerr=whiskers(frame, measure), capsize=5)
     ax.bar_label(bars, fmt="%.3f", padding=5)
-    ax.set_xticks(range(len(frame)), [style.wrap(str(label), 18) for label in frame["label"]])
+    ax.set_xticks(range(len(frame)), [style.wrap(str(label), int(11 * each)) for label in frame["label"]])
     ax.margins(y=0.15)
     finish(ax, axis_label(measure), title, bottom=0)
     return fig
@@ -33,8 +34,9 @@ def _clusters(ax: Axes, frame: pd.DataFrame, measure: str, x: str, group: str, p
         bars = frame[frame[group] == value].drop_duplicates(x).set_index(x).reindex(places)
         centres = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(places))]
         ax.bar(centres, bars[measure], width=0.92 * width, color=colour_of(value, at), label=str(value),
-               yerr=whiskers(bars, measure), capsize=3, error_kw={"linewidth": 1.2})  # fmt: skip
-    ax.set_xticks(range(len(places)), [style.wrap(str(place), 16) for place in places])
+               yerr=whiskers(bars, measure), capsize=3, error_kw={"linewidth": 1.2},
+               hatch=style.HATCHES[at % len(style.HATCHES)], edgecolor="white", linewidth=0)  # fmt: skip
+    ax.set_xticks(range(len(places)), [style.wrap(str(place), 14) for place in places])
 
 
 @style.styled()
@@ -47,7 +49,7 @@ def grouped_bars(
     panels = style.panels_of(frame, panel)
     places, groups = list(frame[x].unique()), list(frame[group].unique())
     across = 1 if len(panels) < 3 else 2
-    wide = max(6.4, across * (0.38 * len(places) * (len(groups) + 1) + 0.6))
+    wide = min(style.MAX_WIDTH, max(6.4, across * (0.38 * len(places) * (len(groups) + 1) + 0.6)))
     fig = canvas(wide, 2.7 * -(-len(panels) // across) + 1.0)
     axes = style.grid(fig, len(panels), across)
     for ax, (name, part) in zip(axes.flat, panels):
@@ -77,7 +79,7 @@ def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     frame = frame.assign(low=frame["median"], high=frame["p95"])
     frame["shape"] = [f"{batch} × {tokens} tokens" for batch, tokens in zip(frame["batch"], frame["tokens"])]
     names = {"published": "published loop, K=3", "ours": "ours, K=3", "basic": "one basic pass"}
-    sweep = frame[frame["name"] == "sweep"]
+    sweep = frame[frame["name"] == "sweep"].copy()
     frame = frame[frame["name"].isin(names)]
     fig = canvas(9.6, 4.0)
     left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
@@ -86,55 +88,98 @@ def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     left.bar_label(left.containers[1], [f"{times:.1f}×" for times in ratios], padding=2)
     left.legend(names.values(), frameon=False, fontsize=10, loc="upper left")
     finish(left, "seconds per batch", title, bottom=0)
+    sweep[["median", "low", "high"]] /= sweep.loc[sweep["thinking_steps"].idxmin(), "median"]
     right.errorbar(sweep["thinking_steps"], sweep["median"], whiskers(sweep, "median"), marker="o", capsize=3)
     right.set_xlabel(axis_label("thinking_steps"))
-    finish(right, "", f"ours, {sweep['shape'].iloc[0]}", bottom=0)
+    finish(right, "times one pass (K=1)", f"ours, {sweep['shape'].iloc[0]}", bottom=0)
     return fig
+
+
+def on_front(frame: pd.DataFrame, x: str, measure: str = "ndcg@10", noise: float = 1.05) -> list[bool]:
+    """Whether each row lies on the Pareto front of cost `x` and `measure`, told by intervals (``low``, ``high``): none
+    is clearly better at no more cost, and none clearly cheaper that is not clearly worse. Costs within a factor of
+    `noise` are the same."""
+    points = list(zip(frame[x], frame["low"], frame["high"]))
+    return [
+        not any(
+            (other <= cost * noise and worst > high) or (other * noise < cost and not low > best)
+            for other, worst, best in points
+        )
+        for cost, low, high in points
+    ]
 
 
 @style.styled()
 def frontier(
-    frame: pd.DataFrame, measure: str = "ndcg@10", *, x: str = "milliseconds", title: str | None = None
+    frame: pd.DataFrame,
+    measure: str = "ndcg@10",
+    *,
+    x: str = "milliseconds",
+    panel: str | None = None,
+    title: str | None = None,
 ) -> Figure:
     """Quality (`measure`, ``low``, ``high``) against cost (`x`, on a logarithmic axis): a point per row in the colour
-    of its ``method``, with its ``label`` beside it, and a line through those that are ``pareto``."""
-    check(frame, ["label", "method", x, measure, "low", "high", "pareto"])
-    fig = canvas(8.6, 4.6)
-    ax = fig.subplots()
+    of its ``method``, with its ``label`` beside it, and a line through those that are ``pareto``. Panels have axes of
+    their own: what stands in them was measured on other machines and data."""
+    check(frame, ["label", "method", x, measure, "low", "high", "pareto"] + ([panel] if panel else []))
+    panels = style.panels_of(frame, panel)
+    fig = canvas(style.MAX_WIDTH if panel else 8.6, 4.8)
+    axes = fig.subplots(1, len(panels), squeeze=False)[0]
+    order = {method: at for at, method in enumerate(frame["method"].unique())}
+    for ax, (shown, part) in zip(axes, panels):
+        _points(ax, part, measure, x, order)
+        ax.set_xlabel(axis_label(x))
+        finish(ax, axis_label(measure), str(shown) if panel else title, bottom=0)
+    handles = dict(pair for ax in axes for pair in zip(*ax.get_legend_handles_labels()[::-1]))
+    fig.legend(handles.values(), handles, frameon=False, fontsize=10, loc="outside lower center", ncols=4)
+    style.headline(fig, title if panel else None, 90)
+    return fig
+
+
+def _points(ax: Axes, frame: pd.DataFrame, measure: str, x: str, order: dict[str, int]) -> None:
     front = frame[frame["pareto"]].sort_values(x)
     ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
-    for at, (method, points) in enumerate(frame.groupby("method", sort=False)):
-        look = dict(marker="o", markersize=8, capsize=4, linewidth=0, elinewidth=1.5, color=colour_of(method, at))
+    for method, points in frame.groupby("method", sort=False):
+        look = dict(color=colour_of(method, order[method]), capsize=4, elinewidth=1.5)
+        look |= style.line_of(method, order[method]) | {"markersize": 12 if method == "lexical" else 8, "linestyle": ""}
         ax.errorbar(points[x], points[measure], yerr=whiskers(points, measure), label=method, **look)
-        place = dict(xytext=(5, 8 if at % 2 else -16), textcoords="offset points")  # methods above and below
+        above = order[method] % 2 == 1
+        place = dict(xytext=(-6, 7) if above else (6, -15), ha="right" if above else "left")
         for _, row in points.iterrows():
-            ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=look["color"], **place)
+            ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=look["color"],
+                        textcoords="offset points", **place)  # fmt: skip
     ax.set_xscale("log")
-    ax.margins(x=0.1, y=0.1)
+    ax.margins(x=0.18, y=0.12)
     ax.xaxis.set_major_formatter("{x:g}")
     # between powers of ten too, where there is room for the numbers
     ax.xaxis.set_minor_formatter("{x:g}" if frame[x].max() < 30 * frame[x].min() else NullFormatter())
-    ax.set_xlabel(axis_label(x))
-    finish(ax, axis_label(measure), title, bottom=0)
-    fig.legend(frameon=False, loc="outside right upper")
-    return fig
+    ax.tick_params(axis="x", which="both", labelsize=9)
 
 
 @style.styled()
 def trainings(
-    frame: pd.DataFrame, measure: str = "ndcg@10", *, failed: float | None = None, title: str | None = None
+    frame: pd.DataFrame,
+    measure: str = "ndcg@10",
+    *,
+    failed: float | None = None,
+    means: pd.DataFrame | None = None,
+    title: str | None = None,
 ) -> Figure:
     """A dot per training (`measure`, from 0 to 1) and a bar at the mean of each ``label``, in the colour of its
-    ``method``. Trainings below `failed` have failed: the area is shaded, and each row counts its own there."""
+    ``method``; with `means` (``label``, ``low``, ``high``) also the mean's interval. Trainings below `failed` have
+    failed: the area is shaded, and each row counts its own there."""
     check(frame, ["label", "method", measure])
     rows = list(frame.groupby("label", sort=False))
     fig = canvas(7.6, 0.3 * len(rows) + 1.3)
     ax = fig.subplots()
-    for at, (_, part) in enumerate(rows):
+    for at, (label, part) in enumerate(rows):
         colour = colour_of(part["method"].iloc[0], at)
         spread = [at + 0.36 * (i / max(1, len(part) - 1) - 0.5) for i in range(len(part))]
         ax.plot(part[measure], spread, "o", color=colour, alpha=0.55, markersize=5, markeredgewidth=0)
         ax.plot([part[measure].mean()] * 2, [at - 0.36, at + 0.36], color=colour, linewidth=2.5)
+        if means is not None:
+            low, high = means.set_index("label").loc[label, ["low", "high"]]
+            ax.plot([low, high], [at, at], color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt")
         if failed is not None:
             count = f"{int((part[measure] < failed).sum())} of {len(part)} failed"
             ax.annotate(count, (1.02, at), xycoords=("axes fraction", "data"), va="center", fontsize=9.5)

@@ -41,7 +41,7 @@ def heatmap(
     check(frame, [x, y, value] + [column for column in (panel, text) if column])
     panels = style.panels_of(frame, panel)
     columns, rows = sorted(frame[x].unique()), sorted(frame[y].unique())
-    each = (1.1 if text else 0.62) * len(columns) + 0.5
+    each = (1.1 if text else 0.46) * len(columns) + 0.5
     across = max(1, min(across, len(panels), int((style.MAX_WIDTH - 1.4) // each)))
     down = -(-len(panels) // across)
     wide = max(4.8, across * each + 1.4)

@@ -53,6 +53,8 @@ METHOD_COLOURS = {
     "untrained": "#333333",
     "random": "#949494",
     "zero-shot": "#333333",
+    "Search-R3": "#555555",
+    "InBedder": "#949494",
     "bm25": "#949494",
     "bm25-reasoning": "#666666",
     "explicit": "#dd77aa",
@@ -63,6 +65,7 @@ METHOD_COLOURS = {
 """Method to colour, safe for colour-blind readers (seaborn's "colorblind" and Paul Tol's)."""
 
 MARKERS = dict(basic="s", latent="D", laser="o", gircse="^", rewrite="P", lame="v", lexical="*")
+MARKERS |= {"Search-R3": "X", "InBedder": "h"}
 """Of the methods that meet in one figure; others take those of :data:`GROUP_MARKS` in order."""
 GROUP_MARKS, DASHES, HATCHES = "osD^vPX", ("-", "--", "-.", ":"), ("", "///", "...", "xxx", "\\\\\\", "ooo")
 """What tells groups apart without colours."""
