@@ -32,11 +32,12 @@ FLOOR = {room: -number for number, line in enumerate(FLOORS.strip().splitlines()
 
 TOP_LINES, FILE_LINES, FUNCTION_LINES, PACKAGE_LINES = 2300, 450, 80, 7600
 """At most: all files at the top of the package together, a file, a function, and all Python."""
-LATER_ROOMS, LATER_LIMIT = ("corpus", "index"), 3700
+LATER_ROOMS, LATER_LIMIT = ("corpus", "index"), 4400
 """Rooms that issues after "One house" (16 to 23) added, and, with LATER_FILES, the lines that they may have in all."""
 LATER_FILES = """
     adapters/fitting base/processes base/fingerprint base/numbers data/json_lines data/prompts data/strategyqa
-    data/templates data/words lab/adaptive lab/cli lab/language lab/recipes lab/scale probing/language probing/lens
+    data/templates data/words lab/adaptive lab/claims lab/cli lab/conclusions
+    lab/costs lab/language lab/loops lab/machine lab/recipes lab/scale probing/language probing/lens
     training/lexical training/released training/resume
 """.split()
 """Whole files that they added in the other rooms."""
@@ -65,6 +66,11 @@ LATER_LINES = {
 """Lines that they added in the other rooms: of the lines that stand, those that ``git blame -w -M -C`` gives to one of
 their commits (tests/later_work.txt), times the share of that commit by which it lengthened the package: what it only
 replaced stays the house's. :func:`test_later_lines_are_counted` repeats the count."""
+
+
+SINCE, MOVED_SINCE = {"lab": 89}, 145
+"""Lines that these issues added to rooms after that commit (figures, records, the stopwatch), and lines that they moved
+from lab/latency into files of LATER_FILES."""
 
 
 # -- arrows --------------------------------------------------------------------------------------------------------
@@ -230,7 +236,8 @@ def test_the_package_is_thin():
     for name, file in modules().items():
         counts["later" if is_later(name, file) else room(name)] += lines(file)
     assert counts["later"] <= LATER_LIMIT, f"{counts['later']} lines of later work are more than {LATER_LIMIT}"
-    house = MOVED + sum(max(0, n - LATER_LINES.get(part, 0)) for part, n in counts.items() if part != "later")
+    added = Counter(LATER_LINES) + Counter(SINCE)
+    house = MOVED + MOVED_SINCE + sum(max(0, n - added[part]) for part, n in counts.items() if part != "later")
     assert house <= PACKAGE_LINES, f"{house} lines without later work are more than {PACKAGE_LINES}; by room: {counts}"
 
 

@@ -18,7 +18,6 @@ from PIL import Image
 from traitlets.config import Config
 
 import laser_lab as ll
-from laser_lab import adapters
 from laser_lab.data.readers import mini
 from laser_lab.lab import cells, notebooks
 from laser_lab.lab.claims import CLAIMS, claims

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from laser_lab.lab.figures import style
@@ -190,4 +191,44 @@ def trainings(
     ax.set_xlabel(axis_label(measure))
     finish(ax, "", title, bottom=None)
     ax.grid(axis="x", alpha=0.3)
+    return fig
+
+
+@style.styled()
+def intervals(
+    frame: pd.DataFrame,
+    measure: str = "ndcg@10",
+    *,
+    y: str = "label",
+    group: str | None = None,
+    panel: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Points with their intervals (``low``, ``high``): a row per value of `y`, the first on top, in the colour of its
+    ``method``, a marker per value of `group` and a panel per value of `panel`. A difference has a line at 0."""
+    check(frame, ["method", measure, "low", "high", y] + [column for column in (group, panel) if column])
+    panels, rows = style.panels_of(frame, panel), list(frame[y].unique())
+    groups = list(frame[group].unique()) if group else [None]
+    across, step = min(2, len(panels)), 0.8 / len(groups)
+    down = -(-len(panels) // across)
+    fig = canvas(1.8 + 3.8 * across, down * (len(rows) * max(0.3, 0.17 * len(groups)) + 0.5) + 1.2)
+    axes = style.grid(fig, len(panels), across)
+    for ax, (name, part) in zip(axes.flat, panels):
+        if frame["low"].min() < 0:
+            ax.axvline(0, color="black", linewidth=0.8)
+        for _, point in part.iterrows():
+            at, kind = rows.index(point[y]), groups.index(point[group]) if group else 0
+            reach = [[point[measure] - point["low"]], [point["high"] - point[measure]]]
+            ax.errorbar(point[measure], at + (kind - (len(groups) - 1) / 2) * step, xerr=reach, marker="osD^v<>"[kind],
+                        color=colour_of(point["method"], at), markersize=5.5, capsize=2, linewidth=1.3)  # fmt: skip
+        ax.set_yticks(range(len(rows)), [str(row) for row in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlabel(axis_label(measure) if ax in axes[-1] else "")
+        finish(ax, "", str(name) if panel else title)
+        ax.grid(axis="x", alpha=0.3)
+    if group:
+        look = dict(color="#555555", linestyle="none", markersize=5.5)
+        handles = [Line2D([], [], marker=marker, label=str(value), **look) for marker, value in zip("osD^v<>", groups)]
+        fig.legend(handles=handles, frameon=False, ncols=min(len(groups), 3), fontsize=10, loc="outside lower center")
+    style.headline(fig, title if panel else None, 90)
     return fig
