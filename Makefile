@@ -12,7 +12,7 @@ figures: $(VENV)/.ready
 test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile  # one thread each: tests/conftest.py
 
 slow: $(VENV)/.ready browser
 	$(BIN)/python -m pytest -m slow

@@ -1,6 +1,7 @@
 """The experiment on real text, on a tiny model and a data folder of a few made-up lines."""
 
 import json
+import shutil
 from functools import partial
 
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 import laser_lab as ll
 from laser_lab import adapters
 from laser_lab.data.readers import read_dataset, read_task
-from laser_lab.lab import export
+from laser_lab.lab import export, language
 from laser_lab.lab.entailment import main, rows_of
 from laser_lab.lab.export import export_adapter
 from laser_lab.lab.records import best_settings, write_records
@@ -210,18 +211,23 @@ def test_any_sentence_transformer_stands_in_the_table(tiny_bank, tiny_folder, tm
     assert str(tmp_path) not in (tmp_path / "st_runs.json").read_text()
 
 
-def test_what_thoughts_say_and_are_worth_is_written_once(bank, tmp_path, monkeypatch):
-    from laser_lab.lab import language
-
-    call = [bank["call"][0], "--data", bank["data"], "--out", str(tmp_path / "said"), "--only", "basic", "latent"]
+def test_what_thoughts_say_is_kept_by_row_and_gathered(bank, tmp_path, monkeypatch, capsys):
+    """A row made elsewhere brings its tables and not its weights; one that brings neither is left out."""
+    call = [*bank["call"][:3], "--out", str(tmp_path / "bank")]
+    shutil.copytree(bank["folder"] / "cache", tmp_path / "cache")
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "cache"))
     assert language.main(call) == 0
-    words, worth, bm25, said = (pd.read_csv(tmp_path / f"said_{part}.csv") for part in language.PARTS)
+    words, worth, bm25, said = (language.read_table(tmp_path / f"bank_{part}.csv") for part in language.PARTS)
+    rows = {("zero-shot", 3, 0)} | {(m, 3, s) for m in ("latent", "gircse", "laser") for s in (0, 1)}
+    one_pass = {("basic", 1, s) for s in (0, 1)}
+    for table in (words, worth, bm25, said):
+        there = set(zip(table["system"], table["train_steps"], table["seed"]))
+        assert there == (rows if table is worth else rows | one_pass)
     assert set(words["questions"]) == {"dev", "mini"}
-    assert said.groupby(["system", "seed", "query_id", "step"]).size().eq(10).all()
-    assert said["query_id"].nunique() == 2, "the 1st and the 10th of twelve"
-    assert set(words["system"]) == {"basic", "latent", "zero-shot"} and set(worth["system"]) == {"latent", "zero-shot"}
     assert words[["own", "others", "own_mass", "others_mass"]].apply(lambda c: c.between(0, 1)).all(axis=None)
-    assert len(bm25) == (2 + 2 + 1) * 5 * 12 and bm25.groupby("ranking").size().nunique() == 1
+    assert said.groupby(["system", "seed", "query_id", "step"]).size().eq(10).all()
+    assert set(said["query_id"]) == {"dev_0", "dev_9"}, "the 1st and the 10th of twelve"
+    assert bm25.groupby("ranking").size().eq(9 * 12).all()
     table = pd.read_csv(bank["folder"] / "bank.csv")
     own = table[(table["system"] == "latent") & (table["thinking_steps"] == 3)]["ndcg@10"].item()
     for frame, column, name in ((worth, "condition", "as they are"), (bm25, "ranking", "dense")):
@@ -229,5 +235,24 @@ def test_what_thoughts_say_and_are_worth_is_written_once(bank, tmp_path, monkeyp
         assert frame["ndcg@10"].mean() == pytest.approx(own, abs=1e-4)
     plain = table[table["system"] == "bm25"]["ndcg@10"].item()
     assert bm25[bm25["ranking"] == "bm25"]["ndcg@10"].mean() == pytest.approx(plain, abs=1e-4)
+
+    def written():
+        return {file.name: file.read_bytes() for file in tmp_path.glob("bank_*")}
+
+    before = written()
     monkeypatch.setattr(language, "tables", lambda row: pytest.fail("read again"))
+    for weights in (tmp_path / "cache" / "entailment").glob("run-*/"):
+        shutil.rmtree(weights)
+    assert language.main(call) == 0 and before == written()
+    lost = next(row for row in rows_of(bank["config"], bank["data"]) if row.system == "laser" and row.seed == 1)
+    (lost.folder / "words.csv").unlink()
+    capsys.readouterr()
     assert language.main(call) == 0
+    assert "laser, K=3, seed 1: left out, its weights are not here" in capsys.readouterr().out
+    assert set(language.read_table(tmp_path / "bank_words.csv").query("system == 'laser'")["seed"]) == {0}
+
+
+def test_only_what_is_finished_is_written(bank, tmp_path, monkeypatch):
+    monkeypatch.setattr(Row, "run", lambda row: pytest.fail("run"))
+    assert main([*bank["call"][:-1], str(tmp_path / "bank.csv"), "--finished"]) == 0
+    assert (tmp_path / "bank.csv").read_bytes() == (bank["folder"] / "bank.csv").read_bytes()

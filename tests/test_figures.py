@@ -173,6 +173,22 @@ def test_grouped_bars_leave_gaps():
     assert heights[0] == 2 and pd.isna(heights[1]) and heights[2:] == [-3, 1]
 
 
+def test_intervals_stand_in_rows_by_group_and_panel():
+    rows = [(d, m, g, 0.1 * i) for d in "ab" for i, m in enumerate(("basic", "lexical")) for g in ("own", "other")]
+    frame = pd.DataFrame(rows[:-1], columns=["data", "label", "group", "change"])
+    frame["method"], frame["low"], frame["high"] = frame["label"], frame["change"] - 0.2, frame["change"] + 0.3
+    fig = figures.intervals(frame, "change", panel="data", group="group")
+    fig.savefig("/dev/null", format="png")
+    left, right = fig.axes
+    assert [ax.get_title(loc="left") for ax in fig.axes] == ["a", "b"]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["basic", "lexical"]
+    assert left.get_ylim()[0] > left.get_ylim()[1], "the first row is on top"
+    assert len(left.containers) == 4 and len(right.containers) == 3, "a missing point leaves a gap"
+    low, high = left.containers[2][2][0].get_segments()[0][:, 0]
+    assert (low, high) == (pytest.approx(-0.1), pytest.approx(0.4))
+    assert [text.get_text() for text in fig.legends[0].texts] == ["own", "other"]
+
+
 def test_heatmap_writes_into_its_cells():
     rows = [(t, k, layer, 0.1 * k * layer, ODD[k]) for t in "abcde" for k in (1, 2, 3) for layer in (0, 1)]
     frame = pd.DataFrame(rows, columns=["target", "step", "layer", "accuracy", "token"])

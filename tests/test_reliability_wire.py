@@ -3,6 +3,7 @@
 That kernels of the notebook runner listen on no port is in tests/test_notebooks.py.
 """
 
+import json
 import os
 import pickle
 import shutil
@@ -18,7 +19,9 @@ from sentence_transformers import SentenceTransformer
 from test_training import FAST, load, rows
 
 import laser_lab as ll
+from laser_lab import adapters, weights
 from laser_lab.adapters import fitting
+from laser_lab.base.files import read_json
 from laser_lab.data.readers import RetrievalTask, features, read_dataset
 from laser_lab.training.run import add_lora
 
@@ -66,6 +69,22 @@ def test_training_saving_loading_and_evaluating_ask_nobody(tiny_folder, data, tm
     ll.encode_corpus(model, task.corpus, home / "corpus", show_progress_bar=False)
     ll.open_corpus(home / "corpus", model).search(["sea"])
     assert asked == []
+
+
+@pytest.mark.parametrize("base", ["as in the package", "gemma-3-270m"])
+def test_the_adapter_of_the_package_asks_nobody(tiny_folder, tmp_path, asked, monkeypatch, base):
+    """PEFT asks the hub about the base that an adapter names, unless it is a folder: the package's names none."""
+    monkeypatch.setitem(weights.BUILT_IN, "gemma-3-270m", lambda: tiny_folder)
+    model = ll.load("gemma-3-270m", device="cpu")
+    add_lora(model, {"r": 2})
+    model.save_pretrained(str(tmp_path / "adapter"))
+    packaged = read_json(adapters.find("laser-entailment-bank") / "adapter_config.json")["base_model_name_or_path"]
+    file = tmp_path / "adapter" / "adapter_config.json"
+    named = packaged if base == "as in the package" else base
+    file.write_text(json.dumps(read_json(file) | {"base_model_name_or_path": named}))
+    ll.load("gemma-3-270m", adapter=tmp_path / "adapter", device="cpu")
+    loaded = ll.load(tmp_path / "adapter", device="cpu")
+    assert loaded.encoder.base == "gemma-3-270m" and bool(asked) == (base == "gemma-3-270m")
 
 
 def test_the_trap_works(tiny_folder, tmp_path, asked):

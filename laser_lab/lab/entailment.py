@@ -81,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", choices=("pooled", "full"), help="over the file's")
     parser.add_argument("--only", nargs="*", help="systems to run")
     parser.add_argument("--seeds", nargs="*", type=int, help="seeds to run")
+    parser.add_argument("--finished", action="store_true", help="run nothing: write the records of what is finished")
     parser.add_argument("--export", metavar="SYSTEM", help="only write its trained adapter (of the first of --seeds)")
     parser.add_argument("--to", help=f"folder of --export; default: {adapters.FOLDER.name}/SYSTEM-entailment-bank")
     options = parser.parse_args(arguments)
@@ -104,9 +105,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tried = [config["search"], *(entry.get("search", {}) for entry in config["rows"])] if options.search else []
     settings = list(dict.fromkeys(name for values in tried for name in values))
     out = options.out or cache_dir() / "entailment" / "table.csv"
-    for row in tqdm(chosen, desc="Rows"):
-        row.run()
+    if options.finished:
         table = write_records(rows, out, settings)
+    else:
+        for row in tqdm(chosen, desc="Rows"):
+            row.run()
+            table = write_records(rows, out, settings)
     print(table.round(4).to_string(index=False))
     if options.search:
         print("\nbest on dev, at the K of training:")

@@ -10,6 +10,7 @@ from pathlib import Path
 from laser_lab.base.files import atomic_folder, read_json
 from laser_lab.lab.records import training_record
 from laser_lab.lab.rows import Row, without_paths
+from laser_lab.weights import BUILT_IN
 
 ADAPTER_LIMIT = 20e6
 """Bytes."""
@@ -86,7 +87,8 @@ def export_adapter(rows: Sequence[Row], folder: str | os.PathLike[str]) -> Path:
         for name in CONFIGS:
             content = without_paths(read_json(final / name))
             if name == "adapter_config.json":
-                content["base_model_name_or_path"] = base
+                # PEFT asks the hub about any name here; ours of a built-in stands in laser_lab.json alone
+                content["base_model_name_or_path"] = None if base in BUILT_IN else base
             (temporary / name).write_text(json.dumps(content, indent=1) + "\n")
         (temporary / "run_card.json").write_text(json.dumps(card, indent=1) + "\n")
         (temporary / "README.md").write_text(_model_card(rows, base, folder.name, card["dataset"]["rows"]))

@@ -1,15 +1,17 @@
 """What thoughts say and are worth on real text, for the trained rows of a configuration:
 ``python -m laser_lab.lab.language CONFIG.yaml --data FOLDER --out STEM``.
 
-Writes ``STEM_words.csv``, ``STEM_worth.csv``, ``STEM_bm25.csv`` and ``STEM_said.csv`` after each row; a second call
-adds what is missing.
+The tables of a row lie in its folder in the cache. Those that are missing are made where the row's weights are; then
+``STEM_words.csv``, ``STEM_worth.csv``, ``STEM_bm25.csv`` and ``STEM_said.csv`` gather all that are there.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,32 +104,66 @@ def _rankings(
     return pd.concat(frames, ignore_index=True)[["ranking", "query_id", "ndcg@10"]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the tables of all finished rows of a configuration that think, and of the untrained model at K=3."""
+def keep_tables(row: Row) -> bool:
+    """Make the tables of a finished row and keep them in its folder; False: neither they nor its weights are here."""
+    parts = [part for part in PARTS if part != "worth" or row.steps > 1]
+    if all((row.folder / f"{part}.csv").exists() for part in parts):
+        return True
+    if row.is_trained and not (row.trained / "documents-pooled.pt").exists():
+        return False
+    for part, table in tables(row).items():
+        _write(row.folder / f"{part}.csv", table)
+    return True
+
+
+def gathered(rows: Sequence[Row], part: str) -> pd.DataFrame:
+    """A table of all `rows` that have it, behind ``system``, ``train_steps`` and ``seed``."""
     import pandas as pd
 
+    frames = []
+    for row in rows:
+        if (file := row.folder / f"{part}.csv").exists():
+            frame = read_table(file)
+            for at, (name, value) in enumerate(list(row.columns.items())[:3]):
+                frame.insert(at, name, value)
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_table(file: str | os.PathLike[str]) -> pd.DataFrame:
+    """One of the tables. A token may be "NA" or a carriage return: both are text here."""
+    import pandas as pd
+
+    return pd.read_csv(file, dtype={"query_id": str}, na_filter=False, lineterminator="\n")
+
+
+def _write(file: Path, table: pd.DataFrame) -> None:
+    write_text(file, table.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the tables of all finished rows of a configuration that think, and of the untrained model at K=3."""
     parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.language", description=main.__doc__)
     parser.add_argument("config")
     parser.add_argument("--data", required=True, help="folder with corpus.jsonl, train.jsonl and dev.jsonl")
     parser.add_argument("--out", required=True, help="stem of the CSVs to write")
-    parser.add_argument("--only", nargs="*", help="systems to read")
     options = parser.parse_args(arguments)
-    rows = [row for row in rows_of(read_yaml(options.config), options.data) if row.is_trained]
-    rows = [row for row in rows if row.done and (not options.only or row.system in options.only)]
-    rows += [Row(options.data, "zero-shot", thinking_steps=3, model=r.model, dtype=r.dtype) for r in rows[:1]]
-    for row in rows:
-        mine = {"system": row.system, "train_steps": row.steps, "seed": row.seed}
-        files = {part: Path(f"{options.out}_{part}.csv") for part in PARTS}
-        before = {part: pd.read_csv(file) for part, file in files.items() if file.exists()}
-        known = before.get("bm25", pd.DataFrame(columns=list(mine)))
-        if (known[list(mine)] == list(mine.values())).all(axis=1).any():
-            continue
-        for part, table in tables(row).items():
-            for at, (name, value) in enumerate(mine.items()):
-                table.insert(at, name, value)
-            whole = pd.concat([before[part], table]) if part in before else table
-            write_text(files[part], whole.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
-        print(", ".join(f"{name} {value}" for name, value in mine.items()), flush=True)
+    rows = []
+    for row in rows_of(read_yaml(options.config), options.data):
+        if row.system == "zero-shot":
+            row = replace(row, thinking_steps=3)
+            row.run()
+        if row.done and (row.is_trained or row.system == "zero-shot"):
+            name = f"{row.system}, K={row.steps}, seed {row.seed}"
+            if keep_tables(row):
+                rows.append(row)
+                print(name, flush=True)
+            else:
+                print(f"{name}: left out, its weights are not here", flush=True)
+    if not rows:
+        parser.error("no row of the configuration is finished: run laser_lab.lab.entailment first")
+    for part in PARTS:
+        _write(Path(f"{options.out}_{part}.csv"), gathered(rows, part))
     return 0
 
 

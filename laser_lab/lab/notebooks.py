@@ -69,6 +69,7 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
     notebook, output = Path(notebook), Path(output)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' too: they leave broken lines in a notebook
     output.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = threads_of(notebook)
     with atomic_file(output) as temporary, scratch_folder("k") as sockets:
         content = nbformat.read(notebook, as_version=4)
         for cell in content.cells:
@@ -108,6 +109,14 @@ def with_values(source: str, values: dict[str, Any]) -> str:
             tail = lines[old.end_lineno - 1][old.end_col_offset :]
             lines[old.lineno - 1 : old.end_lineno] = [lines[old.lineno - 1][: old.col_offset] + new + tail]
     return b"\n".join(lines).decode()
+
+
+def threads_of(notebook: Path) -> str:
+    """CPU threads of a notebook's kernel: two for Gemma; one for small models, whose threads only wait for each other
+    and whose cells run one process per core anyway (docs/speed.md)."""
+    return (
+        "2" if "gemma-3-270m" in "".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells) else "1"
+    )
 
 
 def code_of(notebook: str | os.PathLike[str]) -> list[ast.Module]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +48,25 @@ def summarize(times: pd.DataFrame) -> pd.DataFrame:
 
 def ratio(times: pd.DataFrame, slow: str, fast: str) -> float:
     """How many times longer `slow` takes than `fast`: the median over rounds of the ratio within the round."""
+    return spread(times, slow, fast)[0]
+
+
+def spread(times: pd.DataFrame, slow: str, fast: str) -> tuple[float, float, float]:
+    """:func:`ratio`, and the 10th and 90th percentile of the ratios within a round."""
     wide = times.pivot(index="repeat", columns="name", values="seconds")
-    return float((wide[slow] / wide[fast]).median())
+    low, middle, high = (wide[slow] / wide[fast]).quantile([0.1, 0.5, 0.9])
+    return float(middle), float(low), float(high)
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """Another process keeps one core busy meanwhile."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            time.sleep(0.5)
+            yield
+        finally:
+            other.kill()
 
 
 def peak_memory(call: Callable[[], Any]) -> tuple[float, float]:

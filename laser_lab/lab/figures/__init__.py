@@ -4,7 +4,7 @@ The same frame gives the same bytes. Each function raises a ValueError where its
 """
 # ruff: noqa: F401  what notebooks use
 
-from laser_lab.lab.figures.bars import frontier, grouped_bars, latency, metric_bars, on_front, trainings
+from laser_lab.lab.figures.bars import frontier, grouped_bars, intervals, latency, metric_bars, on_front, trainings
 from laser_lab.lab.figures.drawings import hop_path, method
 from laser_lab.lab.figures.grids import heatmap, thought_heatmap
 from laser_lab.lab.figures.lines import loss_curves, metric_by_steps, rank_bumps, trajectories

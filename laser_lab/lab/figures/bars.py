@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from laser_lab.lab.figures import style
@@ -66,23 +67,29 @@ def grouped_bars(
 
 @style.styled()
 def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
-    """Seconds per batch by :func:`laser_lab.lab.latency.benchmark`'s first table, a cluster of bars per shape; and,
-    from a run of its own, how many times one pass K steps take. Whiskers end at the 95th percentile; numbers say how
-    many times longer than ours a loop takes."""
-    check(frame, ["name", "batch", "tokens", "thinking_steps", "median", "p95", "ratio"])
+    """Seconds per batch by the tables of :func:`laser_lab.lab.loops.benchmark`, in its first dtype, and of
+    :func:`laser_lab.lab.loops.sweep`: a cluster of bars per shape, the published loop on PyTorch's layers and ours on
+    ours, and how many times one pass K steps take. Whiskers end at the 95th percentile; numbers say how many times
+    faster ours is."""
+    check(frame, ["name", "layers", "dtype", "batch", "tokens", "thinking_steps", "median", "p95", "gain"])
+    first = frame["dtype"].isna() | (frame["dtype"] == frame["dtype"].iloc[0])
+    own = frame["layers"] == ("ours" if (frame["layers"] == "ours").any() else "stock")
+    frame = frame[
+        first & (frame["layers"].isna() | own.where(frame["name"] != "published", frame["layers"] == "stock"))
+    ]
     frame = frame.assign(low=frame["median"], high=frame["p95"])
     frame["shape"] = [f"{batch} × {tokens} tokens" for batch, tokens in zip(frame["batch"], frame["tokens"])]
     names = {"published": "published loop, K=3", "ours": "ours, K=3", "basic": "one basic pass"}
     sweep = frame[frame["name"] == "sweep"].copy()
+    sweep[["median", "low", "high"]] /= sweep.loc[sweep["thinking_steps"].idxmin(), "median"]  # a run of its own
     frame = frame[frame["name"].isin(names)]
     fig = canvas(9.6, 4.0)
     left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
     _clusters(left, frame, "median", "shape", "name", list(frame["shape"].unique()), list(names))
-    ratios = frame.loc[frame["name"] == "published", "ratio"]
+    ratios = frame.loc[frame["name"] == "ours", "gain"]
     left.bar_label(left.containers[1], [f"{times:.1f}×" for times in ratios], padding=2)
     left.legend(names.values(), frameon=False, fontsize=10, loc="upper left")
     finish(left, "seconds per batch", title, bottom=0)
-    sweep[["median", "low", "high"]] /= sweep.loc[sweep["thinking_steps"].idxmin(), "median"]
     right.errorbar(sweep["thinking_steps"], sweep["median"], whiskers(sweep, "median"), marker="o", capsize=3)
     right.set_xlabel(axis_label("thinking_steps"))
     finish(right, "times one pass (K=1)", f"ours, {sweep['shape'].iloc[0]}", bottom=0)
@@ -184,4 +191,44 @@ def trainings(
     ax.set_xlabel(axis_label(measure))
     finish(ax, "", title, bottom=None)
     ax.grid(axis="x", alpha=0.3)
+    return fig
+
+
+@style.styled()
+def intervals(
+    frame: pd.DataFrame,
+    measure: str = "ndcg@10",
+    *,
+    y: str = "label",
+    group: str | None = None,
+    panel: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Points with their intervals (``low``, ``high``): a row per value of `y`, the first on top, in the colour of its
+    ``method``, a marker per value of `group` and a panel per value of `panel`. A difference has a line at 0."""
+    check(frame, ["method", measure, "low", "high", y] + [column for column in (group, panel) if column])
+    panels, rows = style.panels_of(frame, panel), list(frame[y].unique())
+    groups = list(frame[group].unique()) if group else [None]
+    across, step = min(2, len(panels)), 0.8 / len(groups)
+    down = -(-len(panels) // across)
+    fig = canvas(1.8 + 3.8 * across, down * (len(rows) * max(0.3, 0.17 * len(groups)) + 0.5) + 1.2)
+    axes = style.grid(fig, len(panels), across)
+    for ax, (name, part) in zip(axes.flat, panels):
+        if frame["low"].min() < 0:
+            ax.axvline(0, color="black", linewidth=0.8)
+        for _, point in part.iterrows():
+            at, kind = rows.index(point[y]), groups.index(point[group]) if group else 0
+            reach = [[point[measure] - point["low"]], [point["high"] - point[measure]]]
+            ax.errorbar(point[measure], at + (kind - (len(groups) - 1) / 2) * step, xerr=reach, marker="osD^v<>"[kind],
+                        color=colour_of(point["method"], at), markersize=5.5, capsize=2, linewidth=1.3)  # fmt: skip
+        ax.set_yticks(range(len(rows)), [str(row) for row in rows])
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlabel(axis_label(measure) if ax in axes[-1] else "")
+        finish(ax, "", str(name) if panel else title)
+        ax.grid(axis="x", alpha=0.3)
+    if group:
+        look = dict(color="#555555", linestyle="none", markersize=5.5)
+        handles = [Line2D([], [], marker=marker, label=str(value), **look) for marker, value in zip("osD^v<>", groups)]
+        fig.legend(handles=handles, frameon=False, ncols=min(len(groups), 3), fontsize=10, loc="outside lower center")
+    style.headline(fig, title if panel else None, 90)
     return fig
