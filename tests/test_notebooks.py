@@ -100,7 +100,8 @@ def test_asks_shows_and_concludes(path):
     assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in cells)
     assert cells[-1].cell_type == "markdown" and cells[-1].source.startswith("## Try")
     assert len(re.findall("^- ", cells[-1].source, re.M)) >= 2
-    assert cells[-3].source.strip() == "## What we saw" and cells[-2].cell_type == "code"
+    seen = [cell.source.startswith("## What we saw") for cell in cells].index(True)
+    assert seen < len(cells) - 2 and {cell.cell_type for cell in cells[seen + 1 : -1]} == {"code"}
 
 
 QUICK = (
@@ -191,7 +192,7 @@ def checked_06(ran):
         beaten = (ours["milliseconds"] <= point.milliseconds) & (ours["low"] > point.high)
         assert not (point.pareto and beaten.any())
     cost, sweep = ours.set_index("method")["milliseconds"], pd.read_csv(notebooks.FIGURES / "data" / "latency.csv")
-    per_query = 125 * sweep[sweep["name"] == "sweep"].set_index("thinking_steps")["median"]
+    per_query = 125 * sweep[sweep["name"] == "sweep"].groupby("thinking_steps")["median"].first()
     assert cost["basic"] == pytest.approx(per_query[1], rel=1e-4) and cost["rewrite"] > cost["laser"]
     assert cost["gircse"] == pytest.approx(per_query[4], rel=1e-4), "K+1 calls"
     front = ours[ours["pareto"]].sort_values("milliseconds")["method"]

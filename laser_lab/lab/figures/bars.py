@@ -69,8 +69,8 @@ def grouped_bars(
 def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     """Seconds per batch by the tables of :func:`laser_lab.lab.loops.benchmark`, in its first dtype, and of
     :func:`laser_lab.lab.loops.sweep`: a cluster of bars per shape, the published loop on PyTorch's layers and ours on
-    ours; and, from a run of its own, how many times one pass K steps take. Whiskers end at the 95th percentile; numbers
-    say how many times faster ours is."""
+    ours, and how many times one pass K steps take. Whiskers end at the 95th percentile; numbers say how many times
+    faster ours is."""
     check(frame, ["name", "layers", "dtype", "batch", "tokens", "thinking_steps", "median", "p95", "gain"])
     first = frame["dtype"].isna() | (frame["dtype"] == frame["dtype"].iloc[0])
     own = frame["layers"] == ("ours" if (frame["layers"] == "ours").any() else "stock")
@@ -81,6 +81,7 @@ def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     frame["shape"] = [f"{batch} × {tokens} tokens" for batch, tokens in zip(frame["batch"], frame["tokens"])]
     names = {"published": "published loop, K=3", "ours": "ours, K=3", "basic": "one basic pass"}
     sweep = frame[frame["name"] == "sweep"].copy()
+    sweep[["median", "low", "high"]] /= sweep.loc[sweep["thinking_steps"].idxmin(), "median"]  # a run of its own
     frame = frame[frame["name"].isin(names)]
     fig = canvas(9.6, 4.0)
     left, right = fig.subplots(1, 2, gridspec_kw={"width_ratios": [3, 2]})
@@ -89,7 +90,6 @@ def latency(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
     left.bar_label(left.containers[1], [f"{times:.1f}×" for times in ratios], padding=2)
     left.legend(names.values(), frameon=False, fontsize=10, loc="upper left")
     finish(left, "seconds per batch", title, bottom=0)
-    sweep[["median", "low", "high"]] /= sweep.loc[sweep["thinking_steps"].idxmin(), "median"]
     right.errorbar(sweep["thinking_steps"], sweep["median"], whiskers(sweep, "median"), marker="o", capsize=3)
     right.set_xlabel(axis_label("thinking_steps"))
     finish(right, "times one pass (K=1)", f"ours, {sweep['shape'].iloc[0]}", bottom=0)
