@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from laser_lab.base.company import free_cores
 from laser_lab.base.kernels import PREFERRED, processor_maker
+from laser_lab.base.processes import free_cores
 
 IMITATING = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 """Variables of the environment by which a processor does without some of its instructions, as a lesser one would."""
