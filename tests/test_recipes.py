@@ -32,10 +32,12 @@ def tiny(tmp_path, monkeypatch):
 
 def test_a_row_per_training_written_as_they_come(tiny, capsys):
     out = tiny / "recipes.csv"
+    assert recipes.main([str(out), "--seeds", "0"]) == 0 and "nothing is done" in capsys.readouterr().out
     assert recipes.main([str(out), "--only", "mixed", "--seeds", "1", "--workers", "0"]) == 0
     assert len(pd.read_csv(out)) == 1
     assert recipes.main([str(out), "--workers", "0"]) == 0
     found = pd.read_csv(out)
+    assert recipes.main([str(out), "--seeds", "0"]) == 0 and pd.read_csv(out).equals(found)
     assert found[["method", "thinking_steps", "seed"]].values.tolist() == [
         ["lexical", 3, 0],
         ["lexical", 3, 1],

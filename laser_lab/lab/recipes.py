@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m laser_lab.lab.recipes", description=main.__doc__)
     parser.add_argument("file", help="CSV to write, a row per training")
     parser.add_argument("--only", nargs="*", choices=GROUPS, help="groups to train; all that are done are written")
-    parser.add_argument("--seeds", type=int, help="at most so many seeds per row")
+    parser.add_argument("--seeds", type=int, help="at most so many seeds per row; 0 only writes what is done")
     parser.add_argument("--workers", type=int)
     parser.add_argument("--search", choices=SEARCHES, help="trials on dev instead")
     options = parser.parse_args(arguments)
@@ -249,9 +249,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         waiting = [(name, cell) for name in chosen for cell in GROUPS[name].cells(options.seeds)]
         every = [(name, cell) for name, group in GROUPS.items() for cell in group.cells()]
     at_once = AT_ONCE * (options.workers or os.cpu_count() or 1)
-    for start in range(0, len(waiting), at_once):
-        run([cell for _, cell in waiting[start : start + at_once]], workers=options.workers)
+    for start in range(0, len(waiting) + 1, at_once):
+        if some := [cell for _, cell in waiting[start : start + at_once]]:
+            run(some, workers=options.workers)
         found = table(every, options.file)
+        if found.empty:
+            print("nothing is done yet")
+            return 0
         write_text(options.file, found.to_csv(index=False, float_format="%.6g"))
     print(summary(found).round(3).to_string(index=False))
     return 0
