@@ -273,37 +273,46 @@ def says(page, *sentences):
     assert not missing, f"{page} should say, by figures/data:\n" + "\n".join(missing)
 
 
+def shown(values):
+    """Trainings as a page gives them: 0.998 (4 seeds), or with their range where they differ."""
+    seeds = f"{len(values)} seed" + "s" * (len(values) > 1)
+    return f"{values.mean():.3f} ({seeds})"
+
+
 def test_numbers_of_the_readme():
-    frontier = table("06_frontier").set_index(["method", "train_steps"])
-    one, three = frontier.loc[("basic", 1)], frontier.loc[("laser", 3)]
+    recipes = table("recipes")
+    easy = recipes[recipes["group"].str.startswith("easy")].query("thinking_steps in (1, 3)")
+    easy = {method: values for method, values in easy.groupby("method")["ndcg@10"]}
     wordy = table("16_wordy").groupby("method")["ndcg@10"].agg(["mean", "count"])
     ours, others = wordy.loc["lexical"], wordy.drop("lexical")
-    assert set(others["count"]) == {1}
     real = entailment_bank()
     score = real["ndcg@10"]
+    laser = easy["laser"]
     says(
         "README.md",
-        f"has nDCG@10 {one['ndcg@10']:.3f} there, `laser` with three thoughts {three['ndcg@10']:.3f} "
-        f"({three['seeds']:.0f} seeds)",
-        f"fall to between {others['mean'].min():.2f} and {others['mean'].max():.2f} (one seed each)",
+        f"has nDCG@10 {shown(easy['basic'])} there, `gircse` with three thoughts {shown(easy['gircse'])} and "
+        f"`lexical`, ours, {shown(easy['lexical'])}",
+        f"`laser` ends between {laser.min():.2f} and {laser.max():.2f} ({len(laser)} seeds)",
+        f"fall to between {others['mean'].min():.2f} and {others['mean'].max():.2f} (at most {others['count'].max()} "
+        "seeds each)",
         f"when to end: {ours['mean']:.3f} ({ours['count']:.0f} seeds)",
-        f"`laser` {score['laser']:.3f}, `basic` {score['basic']:.3f}, and {score['explicit']:.3f} for a model that may "
-        f"read the human reasoning (Gemma 3 270M, {real.loc['laser', 'seeds']} seeds)",
+        f"`lexical` has {score['lexical']:.3f}, the same words in one pass {score['lexical K=1']:.3f}, `basic` "
+        f"{score['basic']:.3f} (Gemma 3 270M, 40 steps, {shown_seeds(real)})",
     )
+
+
+def shown_seeds(real):
+    seeds = int(real.loc["lexical", "seeds"])
+    return "one seed" if seeds == 1 else f"{seeds} seeds"
 
 
 def test_numbers_of_entailment_bank():
     real = entailment_bank()
-    score = real["ndcg@10"]
-    closed = (score["laser"] - score["basic"]) / (score["explicit"] - score["basic"])
-    for system, value in score.drop(["bm25-reasoning", "explicit"]).items():
+    for system, value in real["ndcg@10"].items():
         says("docs/entailment_bank.md", f"| `{system}` | {value:.3f} |")
     says(
         "docs/entailment_bank.md",
-        f"{real.loc['laser', 'queries']} dev questions among the facts that any of them names, "
-        f"{real.loc['laser', 'seeds']} seeds",
-        f"| `explicit` (reads the human reasoning: a bound) | {score['explicit']:.3f} |",
-        f"`laser` closes {closed:.0%}".replace("%", " %"),
+        f"{real.loc['lexical', 'queries']} dev questions among the facts that any of them names, {shown_seeds(real)}",
     )
 
 
@@ -311,15 +320,17 @@ def test_numbers_of_the_method():
     """Those of `figures/data/recipes.csv`."""
     recipes = table("recipes")
     easy = recipes[recipes["group"].str.startswith("easy")]
-    lexical = easy[easy["method"] == "lexical"].groupby("thinking_steps")["ndcg@10"].mean()
+    lexical = easy[easy["method"] == "lexical"]
     wordy = recipes[recipes["group"].str.startswith("wordy") & (recipes["method"] == "lexical")]
     released = easy[easy["method"] == "laser-released"]["ndcg@10"]
-    laser = easy[easy["method"] == "laser"]["ndcg@10"].sort_values()
+    laser = easy[(easy["method"] == "laser") & (easy["thinking_steps"] == 3)]["ndcg@10"]
+    halting = easy[easy["method"] == "laser-halting"]["ndcg@10"]
     says(
         "docs/method.md",
-        f"({lexical.mean():.3f} at one token per hop, K = 3, 5 and 8, 2 seeds; "
+        f"({lexical['ndcg@10'].mean():.3f} at one token per hop, K = 3, 5 and 8, {len(lexical)} trainings; "
         f"{wordy['ndcg@10'].mean():.3f} at five tokens per hop, K=3, {len(wordy)} seeds)",
-        f"`laser-released` ends at {released.mean():.3f} [{released.min():.3f} to {released.max():.3f}]",
-        f"`laser` has {laser.iloc[1]:.3f} to {laser.iloc[-1]:.3f} in four of five and {laser.iloc[0]:.3f} in one",
+        f"none of {len(halting)} has failed ({halting.min():.3f} and above",
+        f"`laser-released` ends at {released.mean():.3f} [{released.min():.3f} to {released.max():.3f}] "
+        f"({len(released)} seeds), `laser` at {laser.mean():.3f} [{laser.min():.3f} to {laser.max():.3f}] ({len(laser)} seeds)",
     )
-    assert len(laser) == len(released) == 5 and (released < 0.9).all() and laser.iloc[1] > 0.9
+    assert (released < 0.9).all() and (halting > 0.9).all()
