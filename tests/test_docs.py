@@ -331,6 +331,7 @@ def test_numbers_of_the_method():
         f"{wordy['ndcg@10'].mean():.3f} at five tokens per hop, K=3, {len(wordy)} seeds)",
         f"none of {len(halting)} has failed ({halting.min():.3f} and above",
         f"`laser-released` ends at {released.mean():.3f} [{released.min():.3f} to {released.max():.3f}] "
-        f"({len(released)} seeds), `laser` at {laser.mean():.3f} [{laser.min():.3f} to {laser.max():.3f}] ({len(laser)} seeds)",
+        f"({len(released)} seeds), `laser` at {laser.mean():.3f} [{laser.min():.3f} to {laser.max():.3f}] "
+        f"({len(laser)} seeds)",
     )
     assert (released < 0.9).all() and (halting > 0.9).all()
