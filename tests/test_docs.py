@@ -309,7 +309,8 @@ def shown_seeds(real):
 def test_numbers_of_entailment_bank():
     real = entailment_bank()
     for system, value in real["ndcg@10"].items():
-        says("docs/entailment_bank.md", f"| `{system}` | {value:.3f} |")
+        bound = " (reads the human reasoning: a bound)" if system in ("bm25-reasoning", "explicit") else ""
+        says("docs/entailment_bank.md", f"| `{system}`{bound} | {value:.3f} |")
     says(
         "docs/entailment_bank.md",
         f"{real.loc['lexical', 'queries']} dev questions among the facts that any of them names, {shown_seeds(real)}",
