@@ -124,8 +124,8 @@ def gathered(rows: Sequence[Row], part: str) -> pd.DataFrame:
     for row in rows:
         if (file := row.folder / f"{part}.csv").exists():
             frame = read_table(file)
-            for at, (name, value) in enumerate(list(row.columns.items())[:3]):
-                frame.insert(at, name, value)
+            for at, name in enumerate(("system", "train_steps", "seed")):
+                frame.insert(at, name, row.columns[name])
             frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
