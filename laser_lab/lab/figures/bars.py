@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from laser_lab.lab.figures import style
 from laser_lab.lab.figures.style import METHOD_COLOURS, axis_label, canvas, check, colour_of, finish, whiskers
@@ -145,15 +145,18 @@ def _points(ax: Axes, frame: pd.DataFrame, measure: str, x: str, order: dict[str
         look |= style.line_of(method, order[method]) | {"markersize": 12 if method == "lexical" else 8, "linestyle": ""}
         ax.errorbar(points[x], points[measure], yerr=whiskers(points, measure), label=method, **look)
         above = order[method] % 2 == 1
-        place = dict(xytext=(-6, 7) if above else (6, -15), ha="right" if above else "left")
-        for _, row in points.iterrows():
+        for at, (_, row) in enumerate(points.sort_values(x).iterrows(), 1):
+            # away from its neighbours: the last of several to the right of its point, the others to the left
+            right = at == len(points) if len(points) > 1 else not above
+            place = dict(xytext=(6 if right else -6, 7 if above else -15), ha="left" if right else "right")
             ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=look["color"],
                         textcoords="offset points", **place)  # fmt: skip
     ax.set_xscale("log")
     ax.margins(x=0.18, y=0.12)
     ax.xaxis.set_major_formatter("{x:g}")
-    # between powers of ten too, where there is room for the numbers
-    ax.xaxis.set_minor_formatter("{x:g}" if frame[x].max() < 30 * frame[x].min() else NullFormatter())
+    narrow = frame[x].max() < 30 * frame[x].min()  # then there is room for numbers between powers of ten, too
+    ax.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5) if narrow else range(2, 10), numticks=20))
+    ax.xaxis.set_minor_formatter("{x:g}" if narrow else NullFormatter())
     ax.tick_params(axis="x", which="both", labelsize=9)
 
 

@@ -61,7 +61,7 @@ def method() -> Figure:
         _box(ax, x, read, f"reasoning, part {at}", 1.75, fontsize=9.5, facecolor="white", edgecolor=TEACHER)
         _arrow(ax, (x, read + 0.23), (x, below - 0.19), color=TEACHER)
         _arrow(ax, (x, below + 0.3), (x, states - 0.3), color=STUDENT, arrowstyle="<|-|>", linestyle="--")
-        ax.text(x + 0.12, middle, f"words of part {at}", fontsize=9, color=WORDS, va="center", fontweight="bold")
+        ax.text(x + 0.1, middle, f"words of part {at}", fontsize=9, color=WORDS, va="center", fontweight="bold")
         _arrow(ax, (x + 0.3, middle + 0.12), (x + 0.3, states - 0.19), color=WORDS, linestyle="--")
     for at, (x, following) in enumerate(zip(columns, columns[1:]), 1):
         turn = dict(connectionstyle="angle,angleA=0,angleB=90,rad=8", color=STUDENT, linewidth=2)
@@ -75,7 +75,7 @@ def method() -> Figure:
         _arrow(ax, (7.76, y), (8.3, y), color=colour)
         _box(ax, 9.05, y, name, 1.45, edgecolor=colour, facecolor="white", fontweight="bold")
     _arrow(ax, (9.05, below + 0.23), (9.05, states - 0.23), color=STUDENT, arrowstyle="<|-|>", linestyle="--")
-    ax.text(9.0, middle, "output\ndistillation", fontsize=9, color=STUDENT, ha="right", va="center")
+    ax.text(9.15, middle, "output\ndistil-\nlation", fontsize=9, color=STUDENT, va="center")
     ax.text(2.38, middle, "trajectory\nalignment", fontsize=9, color=STUDENT, ha="right", va="center")
     ax.text(0.15, middle, "lexical\nalignment", fontsize=9, color=WORDS, va="center", fontweight="bold")
     ax.text(9.05, states + 0.32, "ranks the documents", fontsize=9, color=GREY, ha="center")
