@@ -140,6 +140,8 @@ def test_search_records_every_trial_and_the_best(bank, tmp_path, capsys):
 
 def test_an_exported_adapter_is_the_trained_model(bank, tmp_path, monkeypatch, capsys):
     target = tmp_path / "laser-entailment-bank"
+    full = [*bank["call"][:-1], str(tmp_path / "full.csv"), "--corpus", "full", "--only", "laser", "--seeds", "1"]
+    assert main(full) == 0
     assert main([*bank["call"][:3], "--export", "laser", "--seeds", "1", "--to", str(target)]) == 0
     assert str(tmp_path) not in capsys.readouterr().out
     row = next(r for r in rows_of(bank["config"], bank["data"]) if r.system == "laser" and r.seed == 1)
