@@ -138,8 +138,8 @@ def test_numbers_of_stability():
         f"({lexical['ndcg@10'].mean():.3f} at one token per hop, K = 3, 5 and 8, {len(lexical)} trainings; "
         f"{trainings('lexical', 3, 'wordy').mean():.3f} at five tokens per hop, K=3, "
         f"{seeds(len(trainings('lexical', 3, 'wordy')))})",
-        f"none of {len(halting)} has failed ({halting.min():.3f} and above",
-        f"none of {len(halting)} has failed ([section 4]",
+        f"since then {fail(halting)} have failed (the worst at {halting.min():.3f}",
+        f"of its trainings {fail(halting)} have failed ([section 4]",
         f"`laser` ends at {spread(laser)}, and {fail(laser)} trainings fail; `laser-released` ends at "
         f"{spread(released)}, and {fail(released)} fail",
         f"Seed 0 of `laser` ends at {first['ndcg@10'].item():.3f}",
@@ -154,7 +154,7 @@ def test_numbers_of_stability():
             for steps in budgets
         ),
     )
-    assert (halting > FAILED).all() and (parts.drop("lexical")["mean"] < FAILED).all()
+    assert (parts.drop("lexical")["mean"] < FAILED).all()
 
 
 def test_numbers_of_mixed_depth():
