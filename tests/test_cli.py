@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import WORDS
 
@@ -108,6 +109,16 @@ def test_encode_and_search(here, tiny_folder, capsys):
     found = ll.open_corpus("vectors").search(["blue sea", "rain and snow"], 2, thinking_steps=3)
     lines = [f"{row.rank:4d}  {row.score:.4f}  {row.doc_id}" for row in found.itertuples()]
     assert shown == ["blue sea", *lines[:2], "rain and snow", *lines[2:]]
+
+
+def test_a_bfloat16_model_encodes_and_is_opened_as_such(here, tiny_folder, capsys):
+    pytest.importorskip("faiss")
+    encode = ["encode", tiny_folder, "corpus.jsonl", "half", "--device", "cpu", "--steps", "2"]
+    assert cli.main([*encode, "--model-dtype", "bfloat16"]) == 0
+    corpus = ll.open_corpus("half")
+    assert {p.dtype for p in corpus.model.parameters()} == {torch.bfloat16}
+    assert len(corpus.search(["blue sea"], 2)) == 2
+    assert "model_dtype" in failure(capsys, *encode)
 
 
 def test_figures_runs_the_notebooks(monkeypatch, capsys):

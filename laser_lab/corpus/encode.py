@@ -184,7 +184,7 @@ def _settings(model: SentenceTransformer, source: Source, how: Settings) -> dict
     encoder = model[0]
     return {
         "weights": fingerprint(model),
-        "model_dtype": str(next((p.dtype for p in model.parameters()), None)).removeprefix("torch."),
+        "model_dtype": _model_dtype(model),
         "dimension": model.get_embedding_dimension(),
         "thinking_steps": how.thinking_steps,
         "halting": getattr(encoder, "halting", False),
@@ -202,15 +202,20 @@ def _settings(model: SentenceTransformer, source: Source, how: Settings) -> dict
     }
 
 
+def _model_dtype(model: SentenceTransformer) -> str:
+    return str(next((p.dtype for p in model.parameters()), None)).removeprefix("torch.")
+
+
 def _notes(model: SentenceTransformer) -> dict[str, Any]:
     """What is worth knowing: where the model came from, with what :func:`laser_lab.load` makes it again for queries."""
     backbone = getattr(model[0], "backbone", None)
     keys = set(getattr(model[0], "config_keys", ())) & set(inspect.signature(load).parameters)
-    encoder_settings = {key: getattr(model[0], key) for key in sorted(keys)}
+    settings = {key: getattr(model[0], key) for key in sorted(keys)}
+    own = {"adapter": getattr(backbone, "adapter", None), "dtype": _model_dtype(model), "prompts": model.prompts}
     packages = ("laser_lab", "torch", "transformers", "sentence-transformers", "pyarrow")
     return {
         "model": getattr(backbone, "name", None) or model.model_card_data.base_model,
-        "load": {"adapter": getattr(backbone, "adapter", None), "prompts": model.prompts} | encoder_settings,
+        "load": own | settings,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
     }
 

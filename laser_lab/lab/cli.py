@@ -18,7 +18,7 @@ from laser_lab.corpus.encode import ENGINES, SHARD_SIZE
 from laser_lab.corpus.source import open_source
 from laser_lab.data.hopworld import HopWorld
 from laser_lab.data.readers import BadRows, RetrievalTask, mini, read_task
-from laser_lab.encoder import think
+from laser_lab.encoder import LatentRetriever, think
 from laser_lab.index.folder import DTYPES
 from laser_lab.loading import load
 from laser_lab.methods import METHODS
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _think(questions: list[str], steps: int | None, top: int, **model: Any) -> None:
     """What the model thinks about each question: the most probable tokens of every step."""
-    retriever = load(**model)
+    retriever = _load(model)
     thoughts = think(retriever, questions, steps, prompt_name="query")
     tokens = nearest_tokens(retriever, thoughts, top=top)
     for index, question in enumerate(questions):
@@ -102,6 +102,10 @@ def _think(questions: list[str], steps: int | None, top: int, **model: Any) -> N
             print(f"  step {step}{'' if weight == 1 else f' (weight {weight:.2f})'}:  {words}")
 
 
+def _load(how: dict[str, Any]) -> LatentRetriever:
+    return load(dtype=how.pop("model_dtype"), **how)
+
+
 def _explore(corpus: str, html: str, questions: list[str], **model: Any) -> None:
     """Write the explorer of a corpus as one HTML file."""
     from laser_lab.explorer import explore  # needs a package of the notebooks
@@ -109,7 +113,7 @@ def _explore(corpus: str, html: str, questions: list[str], **model: Any) -> None
     task = _task(corpus)
     if not questions and not task.queries:
         raise ValueError(f"{corpus} has no questions of its own (dev.jsonl): give --question")
-    print(explore(load(**model), task, questions or None).to_html(html))
+    print(explore(_load(model), task, questions or None).to_html(html))
 
 
 def _task(corpus: str) -> RetrievalTask:
@@ -131,7 +135,7 @@ def _train(config: str) -> int:
 
 
 def _encode(source: str, folder: str, **how: Any) -> None:
-    model = load(**{key: how.pop(key) for key in ("name", "adapter", "device", "max_length")})
+    model = _load({key: how.pop(key) for key in ("name", "adapter", "device", "model_dtype", "max_length")})
     how["id_column"] = how["id_column"] or None
     found = encode_corpus(model, source, folder, **how)
     print(
@@ -215,6 +219,11 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="MODEL", help=text)
     parser.add_argument("--adapter", help="a PEFT adapter on top of the model")
     parser.add_argument("--device", help="cpu, cuda, ...; default: an accelerator if there is one")
+    text = (
+        "of the weights: bfloat16 is faster on a processor with AMX or AVX512-BF16 and slower on others, auto takes it "
+        "where the processor has these; default: float32 on a CPU, the checkpoint's own on a GPU"
+    )
+    parser.add_argument("--model-dtype", choices=("float32", "bfloat16", "float16", "auto"), help=text)
 
 
 def _encode_arguments(parser: argparse.ArgumentParser) -> None:
@@ -228,7 +237,7 @@ def _encode_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0])
     parser.add_argument("--workers", type=_count, help="Ray's; default: one for each GPU, else for each core")
     parser.add_argument("--batch-size", type=_count, default=32)
-    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0])
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the vectors on disk")
     parser.add_argument("--shard-size", type=_count, default=SHARD_SIZE, help="documents of a file of vectors")
     parser.add_argument("--text-column", nargs="+", default=["text"], help="several are joined by a space")
     parser.add_argument("--id-column", default="id", help="'' for the row number")
