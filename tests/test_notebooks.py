@@ -340,7 +340,8 @@ def checked_11(ran):
             (bm25, "ranking", "dense & bm25 + thoughts", "dense"),
         ):
             table = changed if by == "condition" else expanded
-            row = table[(table["data"] == name) & (table["method"] == "lexical") & (table["first"] == first)]
+            shown = {"knocked out": "no thoughts"}.get(first, first)
+            row = table[(table["data"] == name) & (table["method"] == "lexical") & (table["first"] == shown)]
             row = row[row["second"] == second].iloc[0]
             expected = mean(part, **{by: first})["ndcg@10"] - mean(part, **{by: second})["ndcg@10"]
             assert row["difference"] == pytest.approx(expected, abs=1e-4) and row["low"] <= expected + 1e-4
@@ -361,6 +362,9 @@ def checked_11(ran):
     answer = "not clearly" if not clear else "yes" if decides["difference"] > 0 else "no, it is worse"
     assert f"beyond the same words taught in one pass? {answer} ({decides['difference']:+.3f} [" in ran.text
     assert ("So no gain from thinking is seen here" in ran.text) == (answer != "yes")
+    needs = changed.query("data == 'EntailmentBank' and method == 'lexical' and first == 'no thoughts'").iloc[0]
+    told = said_of(needs, "no, it is better without them", "yes").replace("not clearly different", "not clearly")
+    assert f"need its thoughts when it is read? {told} ({needs['difference']:+.3f} [" in ran.text
     trials = ran.names["trials"].groupby(["data", "method"]).size()
     assert trials["EntailmentBank"].to_dict() == {"basic": 1, "latent": 2, "lexical K=1": 1, "lexical": 1}
     shown = ran.data("11_words").query("label == 'lexical' and data == 'EntailmentBank' and questions == 'mini'")

@@ -214,7 +214,8 @@ def intervals(
     groups = list(frame[group].unique()) if group else [None]
     across, step = min(2, len(panels)), 0.8 / len(groups)
     down = -(-len(panels) // across)
-    fig = canvas(1.8 + 3.8 * across, down * (len(rows) * max(0.3, 0.17 * len(groups)) + 0.5) + 1.2)
+    wide = 7.6 if across == 1 else 9.4
+    fig = canvas(wide, down * (len(rows) * max(0.3, 0.17 * len(groups)) + 0.5) + 1.2)
     axes = style.grid(fig, len(panels), across)
     for ax, (name, part) in zip(axes.flat, panels):
         if frame["low"].min() < 0:
@@ -233,5 +234,5 @@ def intervals(
         look = dict(color="#555555", linestyle="none", markersize=5.5)
         handles = [Line2D([], [], marker=marker, label=str(value), **look) for marker, value in zip("osD^v<>", groups)]
         fig.legend(handles=handles, frameon=False, ncols=min(len(groups), 3), fontsize=10, loc="outside lower center")
-    style.headline(fig, title if panel else None, 90)
+    style.headline(fig, title if panel else None, int(9.5 * wide))
     return fig
