@@ -244,6 +244,17 @@ def checked_16(ran):
     ways = pd.read_csv(notebooks.FIGURES / "data" / "adaptive.csv")
     halting = ways[(ways["reading"] == "halting") & (ways["depth"] == 0)]
     assert f"takes {halting['steps'].mean():.2f} steps on average and has {halting['ndcg@10'].mean():.3f}" in ran.text
+    failing = easy[(easy["ndcg@10"] < 0.9) & ~easy["method"].isin(["basic", "lexical"])]
+    for (method, k), part in failing.groupby(["method", "thinking_steps"]):
+        whole = easy[(easy["method"] == method) & (easy["thinking_steps"] == k)]
+        assert f"`{method}` at K={k} ({len(part)} of {len(whole)})" in ran.text
+    seeds = easy.query("thinking_steps == 3").groupby("method")["seed"].agg(set)
+    few = len(seeds["laser"] & seeds["laser-released"]) < 3
+    assert few == ("nothing can be said of the difference" in ran.text.partition("documents that think")[0])
+    brackets = ran.data("16_depth").query("seeds < 5")
+    own = ways[ways["reading"] == "halting"].groupby("depth")["ndcg@10"]
+    shown = brackets[brackets["reading"] == "halting"].set_index("depth")
+    assert shown["low"].tolist() == pytest.approx(own.min().loc[shown.index].tolist(), abs=1e-5), "the lowest seed"
 
 
 def checked_03(ran):
