@@ -51,7 +51,7 @@ TINY = {
         STEPS=2, BATCH=8, THINKING_STEPS=2, EXPORTED=1, TIMED=2, WORLD=TINY_WORLD, ADAPTER=None, LENS_STEPS=1
     ),
     "14_lame": TINY_GRID | TINY_LAME | dict(WORLDS=[TINY_WORLD | {"hops": 1}, TINY_WORLD]),
-    "15_published_checkpoints": dict(SUBSET="", MAX_LENGTH=64),
+    "15_published_checkpoints": dict(SUBSET="", MAX_LENGTH=64, TEMPLATE=""),
     "16_halting_and_words": {},  # it reads committed tables
     "17_your_own_data": dict(STEPS=2, BATCH=2, THINKING_STEPS=2, SHOWN=1),
 }
@@ -432,7 +432,9 @@ def checked_00(ran):
 def checked_15(ran):
     by_k = ran.names["by_k"].set_index("K")["ndcg@10"]
     assert "On the bundled questions: " + ", ".join(f"K={k} {v:.3f}"[:8] for k, v in by_k[:1].items()) in ran.text
-    assert f"one pass: {by_k[3] - by_k[1]:+.3f} [" in ran.text and "published for biology: 50.0" in ran.text
+    told = said_of(ran.names["gain"], "better than", "worse than").replace("different", "different from")
+    assert f"2. K=3 is {told} one pass: {by_k[3] - by_k[1]:+.3f} [" in ran.text
+    assert "K=3, no template, on" in ran.text and "published for biology: 50.0" in ran.text
 
 
 def checked_17(ran):
@@ -455,7 +457,7 @@ def test_a_subset_of_bright_stands_beside_the_published_number(tmp_path, tiny_fo
     monkeypatch.setattr(mteb, "get_task", lambda name, **_: as_mteb_task({"biology": task}, name))
     monkeypatch.chdir(notebooks.FOLDER)
     path = notebooks.FOLDER / "15_published_checkpoints.ipynb"
-    parameters = {"FIGURES": str(tmp_path), "MODEL": tiny_folder, "MAX_LENGTH": 64}
+    parameters = {"FIGURES": str(tmp_path), "MODEL": tiny_folder, "MAX_LENGTH": 64, "TEMPLATE": ""}
     ran = Ran(path, parameters, tmp_path)
     measured = ran.names["found"]["value"].item()
     assert f"3. BRIGHT, biology: {measured:.1f} here, 50.0 published: {measured - 50:+.1f}." in ran.text
