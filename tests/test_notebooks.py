@@ -440,6 +440,8 @@ def checked_15(ran):
 def checked_17(ran):
     both = ran.names["both"].query("thinking_steps == 2").groupby("model")["ndcg@10"].mean()
     assert f"{both['trained'] - both['untrained']:+.3f} [" in ran.text and len(ran.names["data"]) == 30
+    said = [ran.names[name]["own_so_far"].mean() for name in ("said_first", "said_second")]
+    assert f"tokens hold {said[0]:.0%} before and {said[1]:.0%} after ({said[1] - said[0]:+.3f} [" in ran.text
     assert "method lexical" in ran.text and (ran.figures / "17_explorer.html").exists()
     assert ll.load(ran.names["place"] / "final").encoder.thinking_steps == 2, "the adapter is there"
 
