@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from laser_lab.data.readers import mini
-from laser_lab.lab.language import EVERY, PARTS, read_table
+from laser_lab.lab.language import EVERY, PARTS, read_records, read_table
 from laser_lab.lab.notebooks import FIGURES
-from laser_lab.lab.records import summary, system_label
+from laser_lab.lab.records import ORDER, at_own, differences, drawn, find, ordered, summary
 
 DATA = FIGURES / "data"
 SETS = {"EntailmentBank": "entailment_bank", "StrategyQA": "strategyqa"}
@@ -21,8 +21,7 @@ KEY = ["system", "train_steps", "seed", "corpus", "query_id", "thinking_steps"]
 
 
 def records(stem, kind):
-    frame = read_table(DATA / f"{stem}_{kind}.csv")
-    return frame.assign(method=[system_label(s, k) for s, k in zip(frame["system"], frame["train_steps"])])
+    return read_records(DATA, {stem: stem}, kind)
 
 
 def test_there_are_records():
@@ -50,11 +49,37 @@ def test_a_table_is_that_of_its_measures_and_runs(stem):
         assert shown.to_numpy() == pytest.approx(mean.loc[shown.index].to_numpy(), rel=1e-4)
 
 
+def test_records_of_several_sets_are_one_table(tmp_path):
+    """With the helpers that order, pick and compare their rows."""
+    rows = [("lexical", 1), ("new", 1), ("lexical", 3), ("basic", 1)]
+    part = pd.DataFrame(
+        [(s, k, 0, q, read, 0.1 * at) for at, (s, k) in enumerate(rows) for q in "qr" for read in (0, 1, 3)],
+        columns=["system", "train_steps", "seed", "query_id", "thinking_steps", "ndcg@10"],
+    )
+    for stem, frame in (("a", part), ("b", part[part["system"] == "basic"])):
+        frame.to_csv(tmp_path / f"{stem}_per_query.csv", index=False)
+    frame = read_records(tmp_path, {"A": "a", "B": "b"}, "per_query")
+    assert frame["data"].value_counts().to_dict() == {"A": 24, "B": 6}
+    assert list(ordered(frame)["method"].unique()) == ["basic", "lexical K=1", "lexical", "new"]
+    assert set(ORDER) >= {"basic", "lexical K=1", "lexical"}
+    own = at_own(frame)
+    assert (own["thinking_steps"].isin([0]) | (own["thinking_steps"] == own["train_steps"])).all() and len(own) == 20
+    taught = drawn(frame)[frame["method"] == "lexical K=1"]
+    assert set(taught["method"]) == {"lexical"} and set(taught["label"]) == {"lexical K=1"}
+    assert find(frame, data="A", method="basic")["ndcg@10"] == pytest.approx(0.3)
+    assert find(frame, data="B", method="lexical") is None
+    tests = differences(own[own["thinking_steps"] > 0], [("lexical", "basic"), ("basic", "unknown")])
+    assert tests[["data", "first", "second"]].to_numpy().tolist() == [["A", "lexical", "basic"]]
+    assert tests["difference"].tolist() == pytest.approx([0.2 - 0.3])
+    with pytest.raises(FileNotFoundError):
+        read_records(tmp_path, {"A": "a"}, "")
+
+
 def mean(frame, *by):
     return frame.groupby([*by, "seed", "query_id"]).mean(numeric_only=True).groupby(list(by)).mean()
 
 
-def drawn(name, data):
+def figure_data(name, data):
     frame = pd.read_csv(DATA / f"{name}.csv")
     return frame[frame["data"] == data]
 
@@ -64,20 +89,21 @@ def test_the_notebook_s_tables_are_those_of_the_records(name):
     """What notebook 11 draws, computed again from the measures of every question."""
     stem = SETS[name]
     own = records(stem, "per_query").query("thinking_steps == train_steps or thinking_steps == 0")
-    shown = drawn("11_quality", name)
+    shown = figure_data("11_quality", name)
     labels = shown["label"].str.removesuffix(" (bound)")
     assert shown["ndcg@10"].tolist() == pytest.approx(mean(own, "method").loc[labels, "ndcg@10"].tolist(), abs=2e-5)
     words = mean(records(stem, "words").query("step == train_steps"), "questions", "method")
-    shown = drawn("11_words", name)
+    shown = figure_data("11_words", name)
     column = shown["words of"].map({"its own reasoning": "own_so_far", "another question's": "others_so_far"})
     expected = [words.loc[(q, m), c] for q, m, c in zip(shown["questions"], shown["label"], column)]
     assert shown["recall"].tolist() == pytest.approx(expected, abs=2e-5) and len(shown) == 2 * len(words)
     worth = mean(records(stem, "worth"), "method", "condition")["ndcg@10"]
-    shown = drawn("11_worth", name)
-    expected = [worth[m, c] - worth[m, "as they are"] for m, c in zip(shown["method"], shown["first"])]
+    shown = figure_data("11_worth", name)
+    conditions = shown["first"].replace("no thoughts", "knocked out")
+    expected = [worth[m, c] - worth[m, "as they are"] for m, c in zip(shown["method"], conditions)]
     assert shown["difference"].tolist() == pytest.approx(expected, abs=2e-5) and len(shown) == 0.8 * len(worth)
     bm25 = mean(records(stem, "bm25"), "method", "ranking")["ndcg@10"]
-    shown = drawn("11_bm25", name).set_index(["method", "ranking"])["ndcg@10"]
+    shown = figure_data("11_bm25", name).set_index(["method", "ranking"])["ndcg@10"]
     assert shown.to_dict() == pytest.approx(bm25.to_dict(), abs=2e-5)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from laser_lab.data.readers import RetrievalTask, mini, read_dataset, read_task
 from laser_lab.encoder import think
 from laser_lab.evaluation import score_run
 from laser_lab.lab.entailment import rows_of
+from laser_lab.lab.records import system_label
 from laser_lab.lab.rows import Row, load_row, named_documents
 from laser_lab.loading import load
 from laser_lab.probing.language import thought_words, word_recall, worth
@@ -135,6 +136,17 @@ def read_table(file: str | os.PathLike[str]) -> pd.DataFrame:
     import pandas as pd
 
     return pd.read_csv(file, dtype={"query_id": str}, na_filter=False, lineterminator="\n")
+
+
+def read_records(folder: str | os.PathLike[str], stems: Mapping[str, str], kind: str) -> pd.DataFrame:
+    """``STEM_KIND.csv`` (``STEM.csv`` where `kind` is empty) of each set, `stems` by its name, as one table: ``data``
+    names the set, and ``method`` the row (:func:`laser_lab.lab.records.system_label`). FileNotFoundError: a set lacks
+    it."""
+    import pandas as pd
+
+    files = {name: Path(folder) / f"{stem}{f'_{kind}' if kind else ''}.csv" for name, stem in stems.items()}
+    frame = pd.concat([read_table(file).assign(data=name) for name, file in files.items()], ignore_index=True)
+    return frame.assign(method=[system_label(s, k) for s, k in zip(frame["system"], frame["train_steps"])])
 
 
 def _write(file: Path, table: pd.DataFrame) -> None:

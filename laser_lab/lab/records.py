@@ -10,13 +10,18 @@ from typing import Any
 import pandas as pd
 
 from laser_lab.base.files import write_text
-from laser_lab.base.stats import summarise
+from laser_lab.base.stats import compare, summarise
 from laser_lab.lab.rows import READINGS, Row, without_paths
 from laser_lab.methods import METHODS
 from laser_lab.training.run import RUN_CARD
 
 BY = ["corpus", "system", "train_steps", "thinking_steps"]
 """What a row of the summary is about."""
+ORDER = (
+    *("bm25", "zero-shot", "rewrite", "basic", "latent", "gircse", "laser", "laser-released"),
+    *("lexical K=1", "lexical", "laser-lexical"),
+)
+"""Rows as tables and figures show them: untrained, one pass, thoughts, thoughts that hold words; others come last."""
 
 
 def system_label(system: str, train_steps: int) -> str:
@@ -77,3 +82,38 @@ def write_records(rows: Sequence[Row], out: str | os.PathLike[str], settings: Se
     write_text(f"{stem}_per_query.csv", measures.to_csv(index=False, float_format="%.5g", lineterminator="\n"))
     write_text(f"{stem}_runs.json", json.dumps(runs, indent=1) + "\n")
     return table
+
+
+def at_own(frame: pd.DataFrame) -> pd.DataFrame:
+    """Each row at the K that it was trained with; 0 is the K of what does not think."""
+    return frame[(frame["thinking_steps"] == frame["train_steps"]) | (frame["thinking_steps"] == 0)]
+
+
+def ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the :data:`ORDER` of their ``method``; those of one method stay as they are."""
+    names = dict.fromkeys([*ORDER, *frame["method"]])
+    place = {name: at for at, name in enumerate(names)}
+    return frame.sort_values("method", key=lambda column: column.map(place), kind="stable")
+
+
+def drawn(frame: pd.DataFrame) -> pd.DataFrame:
+    """For a figure: ``label`` names a row, ``method`` gives its colour. ``lexical K=1`` has that of ``lexical``."""
+    return frame.assign(label=frame["method"], method=frame["method"].str.split(" K=").str[0])
+
+
+def find(frame: pd.DataFrame, **which: Any) -> pd.Series | None:
+    """The first row with these values of its columns, or None."""
+    for column, value in which.items():
+        frame = frame[frame[column] == value]
+    return None if frame.empty else frame.iloc[0]
+
+
+def differences(
+    frame: pd.DataFrame, pairs: Iterable[tuple[str, str]], measure: str = "ndcg@10", by: str = "method"
+) -> pd.DataFrame:
+    """:func:`laser_lab.base.stats.compare` in `measure`, set by set (``data``), of the pairs that are there."""
+    pairs, tests = list(pairs), []
+    for name, part in frame.groupby("data", sort=False):
+        known = [pair for pair in pairs if set(pair) <= set(part[by])]
+        tests.append(compare(part.assign(**{"ndcg@10": part[measure]}), known, by=by).assign(data=name))
+    return pd.concat(tests, ignore_index=True)

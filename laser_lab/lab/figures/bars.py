@@ -34,8 +34,9 @@ def _clusters(ax: Axes, frame: pd.DataFrame, measure: str, x: str, group: str, p
     for at, value in enumerate(groups):
         bars = frame[frame[group] == value].drop_duplicates(x).set_index(x).reindex(places)
         centres = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(places))]
+        reach = [side.where(bars["low"] < bars["high"]) for side in whiskers(bars, measure)]  # one training has none
         ax.bar(centres, bars[measure], width=0.92 * width, color=colour_of(value, at), label=str(value),
-               yerr=whiskers(bars, measure), capsize=3, error_kw={"linewidth": 1.2},
+               yerr=reach, capsize=3, error_kw={"linewidth": 1.2},
                hatch=style.HATCHES[at % len(style.HATCHES)], edgecolor="white", linewidth=0)  # fmt: skip
     ax.set_xticks(range(len(places)), [style.wrap(str(place), 14) for place in places])
 
@@ -45,7 +46,7 @@ def grouped_bars(
     frame: pd.DataFrame, measure: str, *, x: str, group: str, panel: str | None = None, title: str | None = None
 ) -> Figure:
     """A cluster of bars per value of `x`, with a bar of `measure` and its interval (``low``, ``high``) per value of
-    `group`, in order of appearance. A missing combination leaves a gap."""
+    `group`, in order of appearance. A missing combination leaves a gap, and an interval of no width has no whisker."""
     check(frame, [measure, "low", "high", x, group] + ([panel] if panel else []))
     panels = style.panels_of(frame, panel)
     places, groups = list(frame[x].unique()), list(frame[group].unique())
@@ -169,7 +170,7 @@ def trainings(
     means: pd.DataFrame | None = None,
     title: str | None = None,
 ) -> Figure:
-    """A dot per training (`measure`, from 0 to 1) and a bar at the mean of each ``label``, in the colour of its
+    """A dot per training (`measure`, from 0 to 1) and a thin bar at the mean of each ``label``, in the colour of its
     ``method``; with `means` (``label``, ``low``, ``high``) also the mean's interval. Trainings below `failed` have
     failed: the area is shaded, and each row counts its own there."""
     check(frame, ["label", "method", measure])
@@ -179,8 +180,8 @@ def trainings(
     for at, (label, part) in enumerate(rows):
         colour = colour_of(part["method"].iloc[0], at)
         spread = [at + 0.36 * (i / max(1, len(part) - 1) - 0.5) for i in range(len(part))]
+        ax.plot([part[measure].mean()] * 2, [at - 0.4, at + 0.4], color=colour, linewidth=1.2, zorder=1.5)
         ax.plot(part[measure], spread, "o", color=colour, alpha=0.55, markersize=5, markeredgewidth=0)
-        ax.plot([part[measure].mean()] * 2, [at - 0.36, at + 0.36], color=colour, linewidth=2.5)
         if means is not None:
             low, high = means.set_index("label").loc[label, ["low", "high"]]
             ax.plot([low, high], [at, at], color=colour, linewidth=6, alpha=0.3, solid_capstyle="butt")
@@ -214,7 +215,8 @@ def intervals(
     groups = list(frame[group].unique()) if group else [None]
     across, step = min(2, len(panels)), 0.8 / len(groups)
     down = -(-len(panels) // across)
-    fig = canvas(1.8 + 3.8 * across, down * (len(rows) * max(0.3, 0.17 * len(groups)) + 0.5) + 1.2)
+    wide = 7.6 if across == 1 else 9.4
+    fig = canvas(wide, down * (len(rows) * max(0.3, 0.17 * len(groups)) + 0.5) + 1.2)
     axes = style.grid(fig, len(panels), across)
     for ax, (name, part) in zip(axes.flat, panels):
         if frame["low"].min() < 0:
@@ -230,8 +232,11 @@ def intervals(
         finish(ax, "", str(name) if panel else title)
         ax.grid(axis="x", alpha=0.3)
     if group:
-        look = dict(color="#555555", linestyle="none", markersize=5.5)
-        handles = [Line2D([], [], marker=marker, label=str(value), **look) for marker, value in zip("osD^v<>", groups)]
+        shades = [colour_of(value, at) if group == "method" else "#555555" for at, value in enumerate(groups)]
+        handles = [
+            Line2D([], [], marker=marker, label=str(value), color=shade, linestyle="none", markersize=5.5)
+            for marker, value, shade in zip("osD^v<>", groups, shades)
+        ]
         fig.legend(handles=handles, frameon=False, ncols=min(len(groups), 3), fontsize=10, loc="outside lower center")
-    style.headline(fig, title if panel else None, 90)
+    style.headline(fig, title if panel else None, int(9.5 * wide))
     return fig

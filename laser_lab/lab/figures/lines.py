@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+
 import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 
 from laser_lab.lab.figures import style
 from laser_lab.lab.figures.style import GROUP_COLOURS, axis_label, canvas, check, colour_of, finish
@@ -102,40 +103,38 @@ def trajectories(frame: pd.DataFrame, *, colour: str, panel: str, title: str | N
 
 
 @style.styled()
-def rank_bumps(frame: pd.DataFrame, *, top: int = 10, title: str | None = None) -> Figure:
-    """A panel per intervention (``change``): the ``rank`` (from 1) of the first `top` documents (``doc_id``,
-    ``document``) over ``thinking_steps``. Those with a ``mark`` (a name in the legend, or ``""``) that are further
-    down have a lane below, with the rank."""
+def rank_bumps(frame: pd.DataFrame, *, top: int = 10, named: int = 5, title: str | None = None) -> Figure:
+    """A panel per intervention (``change``): the ``rank`` (from 1, on a logarithmic axis) of documents (``doc_id``,
+    ``document``) over ``thinking_steps``. Those with a ``mark`` (a name in the legend, or ``""``) are drawn at every
+    rank, the others while they are among the first `top`; the first `named` at the last K have their text beside them.
+    Marks are listed in order of appearance."""
     check(frame, ["change", "thinking_steps", "rank", "doc_id", "document", "mark"])
     panels = style.panels_of(frame, "change")
-    marks = [mark for mark in frame["mark"].unique() if mark]
-    colours = {mark: GROUP_COLOURS[at % len(GROUP_COLOURS)] for at, mark in enumerate(marks)}
-    lanes = {mark: top + 1.4 + 1.6 * at for at, mark in enumerate(marks)}
+    colours = dict(zip((mark for mark in frame["mark"].unique() if mark), cycle(GROUP_COLOURS)))
     steps = sorted(frame["thinking_steps"].unique())
-    halo = [withStroke(linewidth=3, foreground="white")]
+    lowest = max(top, frame.loc[frame["mark"] != "", "rank"].max())
     fig = canvas(4.7 * len(panels) + 0.5, 4.8)
     axes = fig.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (change, panel) in zip(axes, panels):
-        for (mark, _), line in panel.sort_values("mark").groupby(["mark", "doc_id"]):
-            line = line.set_index("thinking_steps")["rank"].reindex(steps).astype(float)
-            ranks = line.mask(line > top, lanes.get(mark, float("nan")))
-            if ranks.isna().all():
-                continue
-            look = dict(linewidth=2.5, markersize=7, zorder=3) if mark else dict(linewidth=1, markersize=3)
-            ax.plot(steps, ranks, color=colours.get(mark, "#b0b0b0"), marker="o", label=mark or None, **look)
-            for step, rank in line[line > top].items() if mark else ():
-                ax.annotate(f"{rank:.0f}", (step, lanes[mark]), xytext=(0, -14), textcoords="offset points",
-                            ha="center", fontsize=9, color=colours[mark], zorder=5, path_effects=halo)  # fmt: skip
-        last = panel[(panel["thinking_steps"] == steps[-1]) & (panel["rank"] <= top)]
+        for (mark, _), line in panel.groupby(["mark", "doc_id"], sort=False):
+            ranks = line.set_index("thinking_steps")["rank"].reindex(steps).astype(float)
+            ranks = ranks if mark else ranks.mask(ranks > top)
+            if ranks.notna().any():
+                look = dict(linewidth=2.5, markersize=7, zorder=3) if mark else dict(linewidth=1, markersize=3)
+                ax.plot(steps, ranks, color=colours.get(mark, "#b0b0b0"), marker="o", label=mark or None, **look)
+        last = panel[(panel["thinking_steps"] == steps[-1]) & (panel["rank"] <= named)]
         for rank, document, mark in zip(last["rank"], last["document"], last["mark"]):
             ax.text(steps[-1] + 0.3, rank, style.readable(" ".join(document.split()), 24), va="center", fontsize=9,
                     color=colours.get(mark, "#606060"), parse_math=False)  # fmt: skip
-        ax.set(xticks=steps, xlabel=axis_label("thinking_steps"))
-        ax.set_yticks([*range(1, top + 1), *lanes.values()], [*range(1, top + 1), *[f">{top}"] * len(lanes)])
-        ax.set_ylim(max([top, *lanes.values()]) + 1.2, 0.4)
-        finish(ax, "rank" if ax is axes[0] else "", str(change))
-        ax.grid(visible=False)
-    if marks:
-        fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=len(marks), frameon=False)
+        ax.set(xticks=steps, xlabel=axis_label("thinking_steps"), yscale="log")
+        shown = [rank for rank in (1, 2, 3, 5, 10, 20, 30, 50, 100, 200, 500, 1000) if rank <= lowest]
+        ax.set_yticks(shown, [str(rank) for rank in shown])
+        ax.minorticks_off()
+        ax.set_ylim(1.15 * lowest, 0.87)
+        finish(ax, "rank (logarithmic)" if ax is axes[0] else "", str(change))
+    if colours:
+        found = dict(zip(*axes[0].get_legend_handles_labels()[::-1]))
+        handles = [found[mark] for mark in colours if mark in found]
+        fig.legend(handles=handles, loc="outside lower left", ncols=len(colours), frameon=False)
     style.headline(fig, title)
     return fig
