@@ -136,8 +136,20 @@ def save(
         fig.savefig(png, format="png", dpi=160, metadata=metadata, facecolor="white")
         fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
         if data is not None:
-            data.to_csv(csv[0], index=False, float_format="%.6g", lineterminator="\n")
+            _write(data, csv[0])
     return finals[0]
+
+
+def save_table(data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
+    """Write ``data/NAME.csv`` under `folder`, as :func:`save` does, for a table without a figure; return its path."""
+    file = Path(folder) / "data" / f"{name}.csv"
+    with atomic_file(file) as temporary:
+        _write(data, temporary)
+    return file
+
+
+def _write(data: pd.DataFrame, file: Path) -> None:
+    data.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _sources(made_from: Iterable[Any]) -> dict[str, str]:
