@@ -95,7 +95,10 @@ def parts(read: Table) -> tuple[str, str]:
     spared = [name for name, row in some.iterrows() if row["low"] > -FLAT]
     verdict = FAILS if spared else HOLDS if len(needed) == len(some) else OPEN
     says = f"{len(needed)} of {len(some)} rows without a part are clearly worse than laser"
-    return verdict, says + (f"; at most {FLAT} worse: {', '.join(spared)}" if spared else "")
+    trained = read("05_losses").groupby("method")["seed"].nunique()
+    once = [name for name in some.index if trained[name] == 1]
+    says += f"; at most {FLAT} worse: {', '.join(spared)}" if spared else ""
+    return verdict, says + (f"; trained once: {', '.join(once)}" if once else "")
 
 
 def flat(read: Table) -> tuple[str, str]:

@@ -58,7 +58,7 @@ def metric_by_steps(
         ax.tick_params(labelbottom=True)
         ax.set_xlabel(axis_label(x))
         label = axis_label(measure) if ax in axes[:, 0] else ""
-        finish(ax, label, style.panel_title(panel, shown) if panel else title)
+        finish(ax, label, style.panel_title(panel, shown) if panel else title, width=42 if panel else 56)
     if "y" not in log:  # after all panels are drawn: it ends the scaling of their shared axis
         axes[0, 0].set_ylim(bottom=0)
     if group in frame:

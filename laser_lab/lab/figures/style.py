@@ -264,15 +264,15 @@ def panel_title(panel: str | None, value: Any) -> str:
     return value if isinstance(value, str) else f"{axis_label(panel)} {value}"
 
 
-def finish(ax: Axes, label: str, title: str | None, bottom: float | None = None) -> None:
-    """Label, grid and title of a panel; `bottom` of its vertical axis, None: as drawn."""
+def finish(ax: Axes, label: str, title: str | None, bottom: float | None = None, width: int = 56) -> None:
+    """Label, grid and title of a panel, `width` characters a line; `bottom` of its vertical axis, None: as drawn."""
     ax.set_ylabel(label)
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)
     if bottom is not None:
         ax.set_ylim(bottom=bottom)
     if title:
-        ax.set_title(wrap(title, 56), parse_math=False)
+        ax.set_title("\n".join(textwrap.wrap(title, width, break_on_hyphens=False)), parse_math=False)
 
 
 def wrap(text: str, width: int) -> str:
