@@ -490,18 +490,75 @@ def test_claims_without_their_tables_are_not_run(tmp_path):
     assert {notebook for *_, notebook in CLAIMS} <= committed
 
 
-def test_a_claim_is_told_by_its_table(tmp_path):
-    rows = [("laser", 3, 3, 0.9, 0.8, 1.0), ("basic", 1, 1, 0.2, 0.1, 0.3)]
+def claim(folder, notebook):
+    return claims(folder).set_index("notebook").loc[notebook]
+
+
+def paired(*rows):
+    """Paired tests (first, second, difference, p_adjusted) with an interval of 0.02 on both sides."""
+    frame = pd.DataFrame(rows, columns=["first", "second", "difference", "p_adjusted"])
+    return frame.assign(low=frame["difference"] - 0.02, high=frame["difference"] + 0.02, seeds=2)
+
+
+def test_a_claim_is_told_by_its_paired_test(tmp_path):
+    """And not by the ends of two intervals."""
+    rows = [("laser", 3, 3, 0.9, 0.1, 1.0), ("basic", 1, 1, 0.2, 0.1, 1.0)]
     columns = ["method", "train_steps", "thinking_steps", "ndcg@10", "low", "high"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "03_quality.csv", index=False)
+    assert claim(tmp_path, "03")["verdict"] == "not run", "there is no test"
 
-    def verdict_of(frame):
-        frame.to_csv(tmp_path / "03_quality.csv", index=False)
-        return claims(tmp_path).set_index("notebook").loc["03", "verdict"]
+    def verdict_of(difference, p):
+        paired(("laser", "basic", difference, p)).to_csv(tmp_path / "03_tests.csv", index=False)
+        return claim(tmp_path, "03")["verdict"]
 
-    frame = pd.DataFrame(rows, columns=columns)
-    assert verdict_of(frame) == "holds"
-    assert verdict_of(frame.assign(method=["basic", "laser"])) == "does not hold"
-    assert verdict_of(frame.assign(low=0.0, high=1.0)) == "not clear"
+    assert verdict_of(0.7, 0.01) == "holds" and verdict_of(-0.7, 0.01) == "does not hold"
+    assert verdict_of(0.7, 0.06) == verdict_of(0.01, 0.01) == "not clear"
+    assert "laser 0.900 [0.100, 1.000]" in claim(tmp_path, "03")["numbers"]
+
+
+def test_the_row_that_thinks_is_the_one_that_is_judged(tmp_path):
+    rows = [("basic", 1, 0.48), ("lexical", 1, 0.454), ("lexical", 3, 0.478)]
+    frame = pd.DataFrame(rows, columns=["method", "thinking_steps", "ndcg@10"])
+    frame = frame.assign(data="bank", low=frame["ndcg@10"], high=frame["ndcg@10"])
+    frame.to_csv(tmp_path / "11_quality.csv", index=False)
+    tests = paired(("lexical", "basic", -0.002, 0.9), ("lexical K=1", "basic", -0.026, 0.01)).assign(data="bank")
+    tests.to_csv(tmp_path / "11_tests.csv", index=False)
+    found = claim(tmp_path, "11")
+    assert found["verdict"] == "not clear" and "lexical 0.478" in found["numbers"] and "0.454" not in found["numbers"]
+    pd.concat([frame, frame]).to_csv(tmp_path / "11_quality.csv", index=False)
+    with pytest.raises(ValueError, match="2 rows"):
+        claims(tmp_path)
+
+
+def test_a_world_that_laser_does_not_learn_cannot_tell_its_parts(tmp_path):
+    def verdict_of(gain, part):
+        rows = [
+            ("basic", "laser", -gain, 0.01),
+            ("latent", "laser", part, 0.01),
+            ("laser-no-output", "laser", -0.3, 0.01),
+        ]
+        paired(*rows).to_csv(tmp_path / "05_tests.csv", index=False)
+        pd.DataFrame({"method": ["latent", "laser-no-output"], "seed": 0}).to_csv(
+            tmp_path / "05_losses.csv", index=False
+        )
+        table = claims(tmp_path)
+        return table.loc[table["claim"].str.contains("Table 5"), "verdict"].item()
+
+    assert verdict_of(0.03, -0.3) == "not clear", "laser itself is at the floor"
+    assert verdict_of(0.7, -0.3) == "holds" and verdict_of(0.7, 0.01) == "does not hold"
+    assert verdict_of(0.7, -0.01) == "not clear"
+
+
+def test_flatness_is_told_by_the_trainings_that_did_not_fail(tmp_path):
+    def verdict_of(*ends):
+        rows = [("easy-published", "laser", 3, 0.99, end, False) for end in ends]
+        rows.append(("easy-published", "laser", 3, 0.15, 0.9, True))
+        columns = ["group", "method", "thinking_steps", "ndcg@10", "at_8", "failed"]
+        pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "recipes.csv", index=False)
+        return claim(tmp_path, "04")["verdict"]
+
+    assert verdict_of(0.7, 0.71) == "does not hold" and verdict_of(0.99, 0.98) == "holds"
+    assert verdict_of(0.7, 0.99) == "not clear" and verdict_of() == "not run"
 
 
 @pytest.fixture(scope="module")
