@@ -72,6 +72,16 @@ def test_every_method_has_a_colour_of_its_own():
     assert len({style.line_of(name, at)["marker"] for at, name in enumerate(style.MARKERS)}) == len(style.MARKERS)
 
 
+def test_a_method_is_drawn_alike_in_every_figure():
+    looks = {name: style.line_of(name, at) for at, name in enumerate(style.METHOD_COLOURS)}
+    assert all(style.line_of(name, 0) == look for name, look in looks.items()), "whatever stands before it"
+    main = ["laser", "latent", "gircse", "basic", "lexical"]
+    assert len({str(looks[name]["linestyle"]) for name in main}) == 5 and len({style.hatch_of(n, 0) for n in main}) == 5
+    assert style.line_of("gircse (K+1 calls)", 3) == looks["gircse"]
+    assert style.colour_of("gircse (K+1 calls)", 3) == style.METHOD_COLOURS["gircse"]
+    assert style.line_of("2 hops", 1) != style.line_of("3 hops", 2)
+
+
 def test_lines_bars_and_points_have_the_colour_of_their_method():
     frame = steps_frame().replace({"random": "basic"})
     lines = figures.metric_by_steps(frame).axes[0].lines
@@ -127,6 +137,36 @@ def test_heatmap_has_a_cell_per_step_and_rank(tmp_path):
     assert [len(ax.texts) for ax in panels] == [5 * 6, 5 * 6]
     assert panels[0].texts[0].get_text() == figures.readable(frame["token"].iloc[0])
     assert panels[0].get_title(loc="left") == "why does $5 cost $10?"
+
+
+def test_words_that_hardly_weigh_are_grey_and_letters_differ_from_their_cells():
+    frame = token_frame(1, 3).assign(probability=[0.99, 0.02, 0.001])
+    inks = [to_hex(text.get_color()) for text in figures.thought_heatmap(frame).axes[0].texts]
+    assert inks == ["#ffffff", "#000000", "#8c8c8c"]
+
+
+def test_rows_that_were_not_run_say_so():
+    rows = [("a", 3, k, 0.1 * k) for k in (1, 2)] + [("b", t, k, 0.2) for t in (3, 5) for k in (1, 2)]
+    frame = pd.DataFrame(rows, columns=["method", "train_steps", "thinking_steps", "ndcg@10"])
+    look = dict(x="thinking_steps", y="train_steps", panel="method", missing="not run")
+    first, second = figures.heatmap(frame, "ndcg@10", **look).axes[:2]
+    assert [ax.texts[0].get_text() == "not run" for ax in (first, second)] == [True, False]
+    assert len(first.patches) == 1 and first.patches[0].get_hatch() and len(first.texts) == 3
+
+
+def test_every_column_of_panels_ends_with_numbers():
+    frame = pd.concat([steps_frame().assign(hops=h, train_steps=3) for h in (2, 3, 4)])
+    fig = figures.heatmap(frame, "ndcg@10", x="thinking_steps", y="train_steps", panel="hops", across=2)
+    fig.savefig("/dev/null", format="png")
+    shown = [any(label.get_visible() for label in ax.get_xticklabels()) for ax in fig.axes[:3]]
+    assert shown == [False, True, True] and [bool(ax.get_xlabel()) for ax in fig.axes[:3]] == shown
+
+
+def test_points_without_lines():
+    frame = steps_frame().assign(size=[10, 100, 1000] * 2)
+    lines = figures.metric_by_steps(frame, x="size", log="x", joined=False).axes[0].lines
+    assert lines and all(line.get_linestyle() == "None" for line in lines)
+    assert len({line.get_xdata()[0] for line in lines}) > 1, "beside each other"
 
 
 def test_a_notebook_shows_the_figure():
@@ -244,6 +284,13 @@ def test_save_writes_three_files_with_the_same_bytes_each_time(tmp_path):
     assert set(first) == {"x.png", "x.svg", "data/x.csv"}
     assert first == second
     assert pd.read_csv(tmp_path / "a" / "data" / "x.csv").shape == token_frame().shape
+
+
+def test_a_table_alone_is_written_as_beside_a_figure(tmp_path):
+    frame = steps_frame()
+    figures.save(figures.metric_by_steps(frame), frame, "x", tmp_path)
+    file = figures.save_table(frame, "y", tmp_path)
+    assert file == tmp_path / "data" / "y.csv" and file.read_bytes() == (tmp_path / "data" / "x.csv").read_bytes()
 
 
 def test_save_that_fails_leaves_the_old_files(tmp_path):

@@ -37,7 +37,7 @@ def _clusters(ax: Axes, frame: pd.DataFrame, measure: str, x: str, group: str, p
         reach = [side.where(bars["low"] < bars["high"]) for side in whiskers(bars, measure)]  # one training has none
         ax.bar(centres, bars[measure], width=0.92 * width, color=colour_of(value, at), label=str(value),
                yerr=reach, capsize=3, error_kw={"linewidth": 1.2},
-               hatch=style.HATCHES[at % len(style.HATCHES)], edgecolor="white", linewidth=0)  # fmt: skip
+               hatch=style.hatch_of(value, at), edgecolor="white", linewidth=0)  # fmt: skip
     ax.set_xticks(range(len(places)), [style.wrap(str(place), 14) for place in places])
 
 
@@ -57,7 +57,7 @@ def grouped_bars(
     for ax, (name, part) in zip(axes.flat, panels):
         _clusters(ax, part, measure, x, group, places, groups)
         ax.axhline(0, color="black", linewidth=0.8)
-        ax.set_xlabel(axis_label(x) if ax in axes[-1] else "")
+        ax.set_xlabel(axis_label(x) if ax in style.lowest(axes) else "")
         finish(ax, axis_label(measure) if ax in axes[:, 0] else "", str(name) if panel else title)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     fig.legend(handles, labels, frameon=False, title=axis_label(group), ncols=min(len(groups), 4), fontsize=10,

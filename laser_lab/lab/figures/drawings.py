@@ -14,6 +14,8 @@ from laser_lab.lab.figures import style
 from laser_lab.lab.figures.style import METHOD_COLOURS, canvas, check, wrap
 
 GREY, PALE = "#666666", "#f2f2f2"
+DARK = "#9c2f68"
+"""Of the explicit view, for letters."""
 STUDENT, TEACHER, WORDS = METHOD_COLOURS["laser"], METHOD_COLOURS["explicit view"], METHOD_COLOURS["lexical"]
 
 
@@ -49,7 +51,7 @@ def method() -> Figure:
     middle = (states + below) / 2
     ax.text(0.15, 5.45, "Latent view: what runs at inference", fontsize=12, color=STUDENT, fontweight="bold", va="top")
     ax.text(0.15, 0.12, "Explicit view: the same language model reads the written reasoning, in training only",
-            fontsize=12, color=TEACHER, fontweight="bold")  # fmt: skip
+            fontsize=12, color=DARK, fontweight="bold")  # fmt: skip
     for y, colour in ((states, STUDENT), (below, TEACHER)):  # what is pooled, and what is aligned with it
         _box(ax, 4.68, y, "", 6.16, 0.56, facecolor="none", edgecolor=colour, linestyle=":")
     for at, x in enumerate(columns, 1):
@@ -60,9 +62,10 @@ def method() -> Figure:
         _box(ax, x, below, f"state s{at}", 0.95, 0.38, facecolor="white", edgecolor=TEACHER)
         _box(ax, x, read, f"reasoning, part {at}", 1.75, fontsize=9.5, facecolor="white", edgecolor=TEACHER)
         _arrow(ax, (x, read + 0.23), (x, below - 0.19), color=TEACHER)
-        _arrow(ax, (x, below + 0.3), (x, states - 0.3), color=STUDENT, arrowstyle="<|-|>", linestyle="--")
-        ax.text(x + 0.1, middle, f"words of part {at}", fontsize=9, color=WORDS, va="center", fontweight="bold")
-        _arrow(ax, (x + 0.3, middle + 0.12), (x + 0.3, states - 0.19), color=WORDS, linestyle="--")
+        _arrow(ax, (x, below + 0.19), (x, states - 0.19), color=STUDENT, linestyle="--")
+        _arrow(ax, (x + 0.68, read + 0.23), (x + 0.68, middle - 0.12), color=WORDS, linestyle="--", arrowstyle="-")
+        ax.text(x + 0.12, middle, f"words of part {at}", fontsize=9, color=WORDS, va="center", fontweight="bold")
+        _arrow(ax, (x + 0.36, middle + 0.12), (x + 0.36, states - 0.19), color=WORDS, linestyle="--")
     for at, (x, following) in enumerate(zip(columns, columns[1:]), 1):
         turn = dict(connectionstyle="angle,angleA=0,angleB=90,rad=8", color=STUDENT, linewidth=2)
         _arrow(ax, (x + 0.48, states), (x + 1.15, top + 0.32), **turn, arrowstyle="-")
@@ -74,7 +77,7 @@ def method() -> Figure:
     for y, name, colour in ((states, "embedding v", STUDENT), (below, "embedding v*", TEACHER)):
         _arrow(ax, (7.76, y), (8.3, y), color=colour)
         _box(ax, 9.05, y, name, 1.45, edgecolor=colour, facecolor="white", fontweight="bold")
-    _arrow(ax, (9.05, below + 0.23), (9.05, states - 0.23), color=STUDENT, arrowstyle="<|-|>", linestyle="--")
+    _arrow(ax, (9.05, below + 0.23), (9.05, states - 0.23), color=STUDENT, linestyle="--")
     ax.text(9.15, middle, "output\ndistil-\nlation", fontsize=9, color=STUDENT, va="center")
     ax.text(2.38, middle, "trajectory\nalignment", fontsize=9, color=STUDENT, ha="right", va="center")
     ax.text(0.15, middle, "lexical\nalignment", fontsize=9, color=WORDS, va="center", fontweight="bold")
@@ -82,7 +85,7 @@ def method() -> Figure:
     ax.text(
         8.05,
         5.42,
-        "halting: the weight a falls\nas the model says that\nthe text ends",
+        "halting: the weights\na1, a2, a3 fall as the model\nsays that the text ends",
         fontsize=9.5,
         color=GREY,
         va="top",

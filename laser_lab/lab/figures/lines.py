@@ -22,10 +22,12 @@ def metric_by_steps(
     panel: str | None = None,
     title: str | None = None,
     log: str = "",
+    joined: bool = True,
 ) -> Figure:
     """A line of `measure` over `x` with its interval (``low``, ``high``) as a band, per `group` if there is one.
     Groups that are numbers go from dark to light; the method ``random`` is dashed. At most two panels stand side by
-    side. `log` names the logarithmic axes: ``"x"``, ``"y"`` or ``"xy"``."""
+    side. `log` names the logarithmic axes: ``"x"``, ``"y"`` or ``"xy"``. Points that are not `joined` (a training each)
+    have whiskers instead, and stand beside each other on a logarithmic axis."""
     check(frame, [x, measure, "low", "high"] + ([panel] if panel else []))
     panels = style.panels_of(frame, panel)
     names = list(frame[group].unique()) if group in frame else [None]
@@ -40,6 +42,11 @@ def metric_by_steps(
         for at, (name, colour) in enumerate(zip(names, colours)):
             line = (part if name is None else part[part[group] == name]).sort_values(x)
             look = {"linestyle": "--"} if name == "random" else style.line_of(name, at)
+            if not joined:
+                places = line[x] * 1.06 ** (at - (len(names) - 1) / 2 if "x" in log else 0)
+                ax.errorbar(places, line[measure], style.whiskers(line, measure), color=colour, capsize=3,
+                            label=str(name), **look | {"linestyle": ""})  # fmt: skip
+                continue
             alpha = min(0.2, 0.6 / len(names))
             ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
             ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **look)
@@ -52,11 +59,11 @@ def metric_by_steps(
         ax.tick_params(labelbottom=True)
         ax.set_xlabel(axis_label(x))
         label = axis_label(measure) if ax in axes[:, 0] else ""
-        finish(ax, label, style.panel_title(panel, shown) if panel else title)
+        finish(ax, label, style.panel_title(panel, shown) if panel else title, width=42 if panel else 56)
     if "y" not in log:  # after all panels are drawn: it ends the scaling of their shared axis
         axes[0, 0].set_ylim(bottom=0)
     if group in frame:
-        heading = None if group == "method" else axis_label(group).rstrip(":")
+        heading = None if group in ("method", "label") else axis_label(group).rstrip(":")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         fig.legend(handles, labels, frameon=False, title=heading, fontsize=10, loc="outside right upper",
                    handlelength=3)  # fmt: skip

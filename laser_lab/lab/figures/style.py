@@ -31,9 +31,9 @@ METHOD_COLOURS = {
     "latent": "#de8f05",
     "gircse": "#029e73",
     "basic": "#d55e00",
+    "lexical": "#117733",
     "rewrite": "#cc78bc",
     "lame": "#ca9161",
-    "lexical": "#117733",
     "laser-lexical": "#44aa99",
     "laser-halting": "#0a3d62",
     "latent-halting": "#8a5a00",
@@ -44,7 +44,7 @@ METHOD_COLOURS = {
     "lexical-no-eos": "#cc6677",
     "laser-no-explicit": "#fbafe4",
     "laser-no-latent": "#56b4e9",
-    "laser-no-trajectory": "#ece133",
+    "laser-no-trajectory": "#ee3377",
     "laser-no-output": "#332288",
     "laser-no-colearning": "#661100",
     "explicit view": "#dd77aa",
@@ -61,13 +61,16 @@ METHOD_COLOURS = {
     "lame-no-decoder": "#bbcc33",
     "lame-no-diversity": "#77aadd",
     "lame-no-warmup": "#ee8866",
+    "untrained, thinking": "#333333",
 }
-"""Method to colour, safe for colour-blind readers (seaborn's "colorblind" and Paul Tol's)."""
+"""Method to colour, safe for colour-blind readers (seaborn's "colorblind" and Paul Tol's). A method's place here is
+also that of its dashes and hatching; the first ones meet in one figure."""
 
 MARKERS = dict(basic="s", latent="D", laser="o", gircse="^", rewrite="P", lame="v", lexical="*")
 MARKERS |= {"Search-R3": "X", "InBedder": "h"}
-"""Of the methods that meet in one figure; others take those of :data:`GROUP_MARKS` in order."""
-GROUP_MARKS, DASHES, HATCHES = "osD^vPX", ("-", "--", "-.", ":"), ("", "///", "...", "xxx", "\\\\\\", "ooo")
+"""Of the methods that meet in most figures; others take those of :data:`GROUP_MARKS` in order."""
+GROUP_MARKS, DASHES = "osD^vPX", ("-", "--", "-.", ":", (0, (4, 1, 1, 1, 1, 1)))
+HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "|||", "---", "+++", "***")
 """What tells groups apart without colours."""
 MAX_WIDTH = 10.0
 """Inches. At the width of a README (830 pixels) a letter of :data:`SMALLEST` points is then 10 pixels high."""
@@ -136,8 +139,20 @@ def save(
         fig.savefig(png, format="png", dpi=160, metadata=metadata, facecolor="white")
         fig.savefig(svg, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
         if data is not None:
-            data.to_csv(csv[0], index=False, float_format="%.6g", lineterminator="\n")
+            _write(data, csv[0])
     return finals[0]
+
+
+def save_table(data: pd.DataFrame, name: str, folder: str | os.PathLike[str] = "figures") -> Path:
+    """Write ``data/NAME.csv`` under `folder`, as :func:`save` does, for a table without a figure; return its path."""
+    file = Path(folder) / "data" / f"{name}.csv"
+    with atomic_file(file) as temporary:
+        _write(data, temporary)
+    return file
+
+
+def _write(data: pd.DataFrame, file: Path) -> None:
+    data.to_csv(file, index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _sources(made_from: Iterable[Any]) -> dict[str, str]:
@@ -191,7 +206,14 @@ def grid(fig: Figure, panels: int, across: int) -> Any:
     axes = fig.subplots(-(-panels // across), across, sharex=True, sharey=True, squeeze=False)
     for ax in axes.flat[panels:]:
         ax.set_visible(False)
+    for ax in lowest(axes):
+        ax.tick_params(labelbottom=True)
     return axes
+
+
+def lowest(axes: Any) -> list[Axes]:
+    """The last panel of each column of a :func:`grid`."""
+    return [[ax for ax in column if ax.get_visible()][-1] for column in axes.T if column[0].get_visible()]
 
 
 def panels_of(frame: pd.DataFrame, panel: str | None) -> list[tuple[Any, pd.DataFrame]]:
@@ -204,14 +226,30 @@ def whiskers(frame: pd.DataFrame, measure: str) -> list[pd.Series]:
     return [frame[measure] - frame["low"], frame["high"] - frame[measure]]
 
 
+def _method(name: Any) -> str:
+    """The method of a label, which may go on with a remark in brackets: ``gircse (K+1 calls)``."""
+    return str(name).split(" (")[0]
+
+
+def _place(name: Any, at: int) -> int:
+    """The number of a method, the same in every figure; `at`, where it is none."""
+    return list(METHOD_COLOURS).index(_method(name)) if _method(name) in METHOD_COLOURS else at
+
+
 def colour_of(name: Any, at: int) -> str:
     """The colour of a method, or of the `at`-th group."""
-    return METHOD_COLOURS.get(name, GROUP_COLOURS[at % len(GROUP_COLOURS)])
+    return METHOD_COLOURS.get(_method(name), GROUP_COLOURS[at % len(GROUP_COLOURS)])
+
+
+def hatch_of(name: Any, at: int) -> str:
+    """The hatching of a method's bars, or of those of the `at`-th group."""
+    return HATCHES[_place(name, at) % len(HATCHES)]
 
 
 def line_of(name: Any, at: int) -> dict[str, Any]:
-    """How a line of a method, or of the `at`-th group, is drawn; in grey, too, no two of a figure look alike."""
-    mark = MARKERS.get(name, GROUP_MARKS[at % len(GROUP_MARKS)])
+    """How the line of a method, in every figure, or of the `at`-th group is drawn, so that they differ in grey, too."""
+    at = _place(name, at)
+    mark = MARKERS.get(_method(name), GROUP_MARKS[at % len(GROUP_MARKS)])
     return {"marker": mark, "markersize": 9 if mark == "*" else 6, "linestyle": DASHES[at % len(DASHES)]}
 
 
@@ -226,15 +264,15 @@ def panel_title(panel: str | None, value: Any) -> str:
     return value if isinstance(value, str) else f"{axis_label(panel)} {value}"
 
 
-def finish(ax: Axes, label: str, title: str | None, bottom: float | None = None) -> None:
-    """Label, grid and title of a panel; `bottom` of its vertical axis, None: as drawn."""
+def finish(ax: Axes, label: str, title: str | None, bottom: float | None = None, width: int = 56) -> None:
+    """Label, grid and title of a panel, `width` characters a line; `bottom` of its vertical axis, None: as drawn."""
     ax.set_ylabel(label)
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)
     if bottom is not None:
         ax.set_ylim(bottom=bottom)
     if title:
-        ax.set_title(wrap(title, 56), parse_math=False)
+        ax.set_title("\n".join(textwrap.wrap(title, width, break_on_hyphens=False)), parse_math=False)
 
 
 def wrap(text: str, width: int) -> str:
