@@ -14,13 +14,15 @@ from laser_lab.lab.figures.style import METHOD_COLOURS, axis_label, canvas, chec
 
 @style.styled()
 def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | None = None) -> Figure:
-    """A bar per row, ``label``, with its `measure`, its interval from ``low`` to ``high``, and ``method``'s colour."""
+    """A bar per row, ``label``, with its `measure`, its interval from ``low`` to ``high``, and ``method``'s colour. An
+    interval without width is not drawn: it would look like certainty."""
     check(frame, ["label", "method", measure, "low", "high"])
     each = min(1.6, style.MAX_WIDTH / len(frame))
     fig = canvas(max(4.8, each * len(frame)), 3.8)
     ax = fig.subplots()
     colours = [METHOD_COLOURS.get(method, METHOD_COLOURS["laser"]) for method in frame["method"]]
-    bars = ax.bar(range(len(frame)), frame[measure], color=colours, width=0.6, yerr=whiskers(frame, measure), capsize=5)
+    reach = [side.where(frame["low"] < frame["high"]) for side in whiskers(frame, measure)]
+    bars = ax.bar(range(len(frame)), frame[measure], color=colours, width=0.6, yerr=reach, capsize=5)
     ax.bar_label(bars, fmt="%.3f", padding=5)
     ax.set_xticks(range(len(frame)), [style.wrap(str(label), int(11 * each)) for label in frame["label"]])
     ax.margins(y=0.15)

@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 from laser_lab.lab.figures import style
 from laser_lab.lab.figures.style import axis_label, canvas, check, readable, wrap
 
+DOWNWARDS = ("step", "reason token")
+"""What is read from the top down; all else, layers say, goes up."""
+
 
 def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str = "query", step: str = "step") -> Figure:
     """The table of :func:`laser_lab.nearest_tokens`: a row per thinking `step`, a column per rank, the token in every
@@ -17,10 +20,8 @@ def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str =
     check(tokens, [step, "rank", "token", measure, panel])
     lowest = 0.0 if measure == "probability" else tokens[measure].min()  # cosines lie close together
     tokens = tokens.assign(panel=[readable(str(name), None) for name in tokens[panel]])
-    fig = heatmap(tokens, measure, x="rank", y=step, panel="panel", text="token", title=title, across=1,
-                  limits=(lowest, tokens[measure].max()))  # fmt: skip
-    fig.axes[0].invert_yaxis()
-    return fig
+    return heatmap(tokens, measure, x="rank", y=step, panel="panel", text="token", title=title, across=1,
+                   limits=(lowest, tokens[measure].max()))  # fmt: skip
 
 
 @style.styled()
@@ -36,8 +37,9 @@ def heatmap(
     across: int = 4,
     limits: tuple[float, float] = (0, 1),
 ) -> Figure:
-    """Heat maps of `value`, whose colours end at the `limits`, over `x` and `y`, the smallest `y` at the bottom. The
-    column `text` (default: `value`) is written into the cells; at most so many panels stand `across`."""
+    """Heat maps of `value`, whose colours end at the `limits`, over `x` and `y`, the smallest `y` at the bottom, but
+    the first of :data:`DOWNWARDS` on top. The column `text` (default: `value`) is written into the cells; at most so
+    many panels stand `across`."""
     check(frame, [x, y, value] + [column for column in (panel, text) if column])
     panels = style.panels_of(frame, panel)
     columns, rows = sorted(frame[x].unique()), sorted(frame[y].unique())
@@ -54,7 +56,8 @@ def heatmap(
         look = dict(cmap="Blues", linewidths=0.8, annot_kws={"parse_math": False, "fontsize": 10 if text else 9})
         seaborn.heatmap(numbers, annot=shown, fmt="", vmin=limits[0], vmax=limits[1], xticklabels=columns,
                         yticklabels=rows, cbar=False, ax=ax, **look)  # fmt: skip
-        ax.invert_yaxis()
+        if y not in DOWNWARDS:
+            ax.invert_yaxis()
         ax.tick_params(length=0, labelrotation=0)
         ax.set(xlabel=axis_label(x) if ax in axes[-1] else "", ylabel=axis_label(y) if ax in axes[:, 0] else "")
         if name is not None:
