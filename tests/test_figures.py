@@ -315,7 +315,7 @@ def test_trajectories_have_a_line_per_text():
 
 
 def test_trainings_of_their_own_have_no_line():
-    fig = figures.metric_by_steps(steps_frame(), apart=["latent"])
+    fig = figures.metric_by_steps(steps_frame(), joined=["random"])
     styles = {line.get_linestyle() for line in fig.axes[0].containers[0].lines[:1]}
     assert styles == {"None"} and len(fig.axes[0].collections) == 2, "a band, and whiskers"
     assert sorted(text.get_text() for text in fig.legends[0].texts) == ["latent", "random"]

@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import LogLocator, NullLocator
 
 from laser_lab.lab.figures import style
-from laser_lab.lab.figures.style import GROUP_COLOURS, axis_label, canvas, check, colour_of, finish, whiskers
+from laser_lab.lab.figures.style import GROUP_COLOURS, axis_label, canvas, check, colour_of, finish
 
 
 @style.styled()
@@ -25,12 +25,12 @@ def metric_by_steps(
     panel: str | None = None,
     title: str | None = None,
     log: str = "",
-    apart: Collection[Any] = (),
+    joined: bool | Collection[Any] = True,
 ) -> Figure:
-    """A line of `measure` over `x` with its interval (``low``, ``high``) as a band, per `group` if there is one;
-    points with whiskers and no line for the groups `apart`, whose points are trainings of their own. Groups that are
-    numbers go from dark to light; the method ``random`` is dashed. At most two panels stand side by side. `log` names
-    the logarithmic axes: ``"x"``, ``"y"`` or ``"xy"``."""
+    """A line of `measure` over `x` with its interval (``low``, ``high``) as a band, per `group` if there is one.
+    Groups that are numbers go from dark to light; the method ``random`` is dashed. At most two panels stand side by
+    side. `log` names the logarithmic axes: ``"x"``, ``"y"`` or ``"xy"``. Points that are not `joined` (a training each;
+    groups may be named that are) have whiskers instead."""
     check(frame, [x, measure, "low", "high"] + ([panel] if panel else []))
     panels = style.panels_of(frame, panel)
     names = list(frame[group].unique()) if group in frame else [None]
@@ -45,9 +45,9 @@ def metric_by_steps(
         for at, (name, colour) in enumerate(zip(names, colours)):
             line = (part if name is None else part[part[group] == name]).sort_values(x)
             look = {"linestyle": "--"} if name == "random" else style.line_of(name, at)
-            if name in apart:
-                ax.errorbar(line[x], line[measure], whiskers(line, measure), color=colour, label=str(name), capsize=3,
-                            **(look | {"linestyle": "none"}))  # fmt: skip
+            if not (joined if isinstance(joined, bool) else name in joined):
+                ax.errorbar(line[x], line[measure], style.whiskers(line, measure), color=colour, capsize=3,
+                            label=str(name), **look | {"linestyle": ""})  # fmt: skip
                 continue
             alpha = min(0.2, 0.6 / len(names))
             ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
