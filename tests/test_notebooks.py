@@ -523,6 +523,7 @@ def test_runs_with_a_tiny_preset(path, tiny_run):
     code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
     tables = set(re.findall(r'save_table\(.*"(\w+)", FIGURES\)', code))
     assert figures == set(re.findall(r'"(\w+)", FIGURES[,)]', code)) - tables
+    assert all((ran.figures / "data" / f"{name}.csv").exists() for name in figures - {"method"} | tables)
     if "import Cell" in code:
         sources = {name: Image.open(ran.figures / f"{name}.png").text["Description"] for name in figures}
         assert any(text != "{}" for text in sources.values()), "which trainings are behind them"
