@@ -1,6 +1,6 @@
-"""README and docs: short enough, no dead link, every command runs or says what it needs, numbers are the tables'.
+"""README and docs: short enough, no dead link, every command runs or says what it needs.
 
-`docs/scale.md` has a test of its own (`test_scale.py`) that runs its commands.
+`test_docs_numbers.py` holds their numbers against the tables; `test_scale.py` runs the commands of `docs/scale.md`.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import tomllib
 from contextlib import nullcontext as nothing
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import yaml
 from conftest import WORDS
@@ -152,9 +151,10 @@ def make_takes(arguments):
 
 
 def pip_takes(arguments):
-    assert arguments[:2] == ["install", "-e"]
+    *options, what = arguments
+    assert options == ["install", "-c", "constraints.txt", "-e"] and (ROOT / "constraints.txt").exists()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(re.findall(r"\w+", arguments[2])) <= extras.keys()
+    assert set(re.findall(r"\w+", what)) <= extras.keys()
 
 
 def pytest_takes(arguments):
@@ -251,88 +251,3 @@ def test_every_block_is_of_a_kind_that_is_tested():
         assert kinds <= {"python", "bash", "yaml", "json"}, page
         for block in blocks(page, "bash"):
             assert block.count("# needs") <= 1 and (not NEEDS.search(block) or block.startswith("# needs ")), page
-
-
-# -- numbers -------------------------------------------------------------------------------------------------------
-
-
-def table(name):
-    return pd.read_csv(ROOT / "figures" / "data" / f"{name}.csv")
-
-
-def entailment_bank():
-    """What notebook 11 draws of EntailmentBank, by the name of the row."""
-    drawn = table("11_quality").query("data == 'EntailmentBank'")
-    return drawn.set_index(drawn["label"].str.removesuffix(" (bound)"))
-
-
-def says(page, *sentences):
-    """Whether a page says these, wherever its lines break."""
-    text = " ".join(PAGES[page].split())
-    missing = [sentence for sentence in sentences if sentence not in text]
-    assert not missing, f"{page} should say, by figures/data:\n" + "\n".join(missing)
-
-
-def shown(values):
-    """Trainings as a page gives them: 0.998 (4 seeds), or with their range where they differ."""
-    seeds = f"{len(values)} seed" + "s" * (len(values) > 1)
-    return f"{values.mean():.3f} ({seeds})"
-
-
-def test_numbers_of_the_readme():
-    recipes = table("recipes")
-    easy = recipes[recipes["group"].str.startswith("easy")].query("thinking_steps in (1, 3)")
-    easy = {method: values for method, values in easy.groupby("method")["ndcg@10"]}
-    wordy = table("16_wordy").groupby("method")["ndcg@10"].agg(["mean", "count"])
-    ours, others = wordy.loc["lexical"], wordy.drop("lexical")
-    real = entailment_bank()
-    score = real["ndcg@10"]
-    laser = easy["laser"]
-    says(
-        "README.md",
-        f"has nDCG@10 {shown(easy['basic'])} there, `gircse` with three thoughts {shown(easy['gircse'])} and "
-        f"`lexical`, ours, {shown(easy['lexical'])}",
-        f"`laser` ends between {laser.min():.2f} and {laser.max():.2f} ({len(laser)} seeds)",
-        f"fall to between {others['mean'].min():.2f} and {others['mean'].max():.2f} (at most {others['count'].max()} "
-        "seeds each)",
-        f"when to end: {ours['mean']:.3f} ({ours['count']:.0f} seeds)",
-        f"`lexical` has {score['lexical']:.3f}, the same words in one pass {score['lexical K=1']:.3f}, `basic` "
-        f"{score['basic']:.3f} (Gemma 3 270M, 40 steps, {shown_seeds(real)})",
-    )
-
-
-def shown_seeds(real):
-    seeds = int(real.loc["lexical", "seeds"])
-    return "one seed" if seeds == 1 else f"{seeds} seeds"
-
-
-def test_numbers_of_entailment_bank():
-    real = entailment_bank()
-    for system, value in real["ndcg@10"].items():
-        bound = " (reads the human reasoning: a bound)" if system in ("bm25-reasoning", "explicit") else ""
-        says("docs/entailment_bank.md", f"| `{system}`{bound} | {value:.3f} |")
-    says(
-        "docs/entailment_bank.md",
-        f"{real.loc['lexical', 'queries']} dev questions among the facts that any of them names, {shown_seeds(real)}",
-    )
-
-
-def test_numbers_of_the_method():
-    """Those of `figures/data/recipes.csv`."""
-    recipes = table("recipes")
-    easy = recipes[recipes["group"].str.startswith("easy")]
-    lexical = easy[easy["method"] == "lexical"]
-    wordy = recipes[recipes["group"].str.startswith("wordy") & (recipes["method"] == "lexical")]
-    released = easy[easy["method"] == "laser-released"]["ndcg@10"]
-    laser = easy[(easy["method"] == "laser") & (easy["thinking_steps"] == 3)]["ndcg@10"]
-    halting = easy[easy["method"] == "laser-halting"]["ndcg@10"]
-    says(
-        "docs/method.md",
-        f"({lexical['ndcg@10'].mean():.3f} at one token per hop, K = 3, 5 and 8, {len(lexical)} trainings; "
-        f"{wordy['ndcg@10'].mean():.3f} at five tokens per hop, K=3, {len(wordy)} seeds)",
-        f"none of {len(halting)} has failed ({halting.min():.3f} and above",
-        f"`laser-released` ends at {released.mean():.3f} [{released.min():.3f} to {released.max():.3f}] "
-        f"({len(released)} seeds), `laser` at {laser.mean():.3f} [{laser.min():.3f} to {laser.max():.3f}] "
-        f"({len(laser)} seeds)",
-    )
-    assert (released < 0.9).all() and (halting > 0.9).all()

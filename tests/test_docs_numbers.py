@@ -1,0 +1,241 @@
+"""Numbers in README and docs are those of `figures/data`: a test that fails prints the sentence that should stand."""
+
+import pandas as pd
+from test_docs import PAGES, ROOT
+
+from laser_lab.lab.recipes import FAILED
+
+
+def table(name):
+    return pd.read_csv(ROOT / "figures" / "data" / f"{name}.csv")
+
+
+def entailment_bank():
+    """What notebook 11 draws of EntailmentBank, by the name of the row."""
+    drawn = table("11_quality").query("data == 'EntailmentBank'")
+    return drawn.set_index(drawn["label"].str.removesuffix(" (bound)"))
+
+
+def trainings(method, steps=3, group="easy", value="ndcg@10"):
+    """A value of each training of a row of `figures/data/recipes.csv`."""
+    recipes = table("recipes").query("method == @method and thinking_steps == @steps")
+    return recipes[recipes["group"].str.startswith(group)][value]
+
+
+def says(page, *sentences):
+    """Whether a page says these, wherever its lines break."""
+    text = " ".join(PAGES[page].split())
+    missing = [sentence for sentence in sentences if sentence not in text]
+    assert not missing, f"{page} should say, by figures/data:\n" + "\n".join(missing)
+
+
+def seeds(count):
+    return f"{count} seed" + ("s" if count > 1 else "")
+
+
+def shown(values):
+    """Trainings as a page gives them: 0.998 (4 seeds)."""
+    return f"{values.mean():.3f} ({seeds(len(values))})"
+
+
+def spread(values):
+    """0.490 [0.133 to 0.999] (5 seeds): with the smallest and the largest."""
+    return f"{values.mean():.3f} [{values.min():.3f} to {values.max():.3f}] ({seeds(len(values))})"
+
+
+def fail(values):
+    """3 of 5"""
+    return f"{(values < FAILED).sum()} of {len(values)}"
+
+
+def each(values, form=".3f"):
+    """0.937, 0.960, 0.980 and 0.966"""
+    *most, last = (format(value, form) for value in values)
+    return f"{', '.join(most)} and {last}"
+
+
+def shown_seeds(real):
+    count = int(real.loc["lexical", "seeds"])
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def read_at(method, steps, data="entailment_bank"):
+    """nDCG@10 of a row of EntailmentBank, trained with three thoughts and read at K; the best of a search."""
+    return table(data).query("system == @method and train_steps == 3 and thinking_steps == @steps")["ndcg@10"].max()
+
+
+def test_numbers_of_the_readme():
+    laser, basic = trainings("laser"), trainings("basic", 1)
+    wordy = {method: values for method, values in table("16_wordy").groupby("method")["ndcg@10"]}
+    others = [wordy[name] for name in ("basic", "latent", "laser", "gircse")]
+    means = [values.mean() for values in others]
+    frontier = table("06_frontier").query("where.str.startswith('measured')").set_index("method")
+    written, thoughts = frontier.loc["rewrite"], frontier.loc["lexical"]
+    real = entailment_bank()
+    score = real["ndcg@10"]
+    says(
+        "README.md",
+        f"`basic` has nDCG@10 {shown(basic)} there, `gircse` with three thoughts {shown(trainings('gircse'))} and "
+        f"`lexical` {shown(trainings('lexical'))}",
+        f"`laser` ends between {laser.min():.2f} and {laser.max():.2f}: {fail(laser)} trainings fail",
+        f"`basic`, `latent`, `laser` and `gircse` have between {min(means):.2f} and {max(means):.2f} "
+        f"(at most {seeds(max(map(len, others)))} each)",
+        f"when to end: {shown(wordy['lexical'])}",
+        f"Written reasoning has {written['ndcg@10']:.3f}, at "
+        f"{written['milliseconds'] / thoughts['milliseconds']:.1f} times the time of three thoughts",
+        f"(Gemma 3 270M, 40 steps, {shown_seeds(real)}). `lexical` trained with three thoughts has "
+        f"{score['lexical']:.3f}, with the same words in one pass {score['lexical K=1']:.3f}, `basic` "
+        f"{score['basic']:.3f}. Without its thoughts the first still has {read_at('lexical', 1):.3f}",
+        f"search on the same questions `laser` had {read_at('laser', 3, 'entailment_bank_search'):.3f}",
+    )
+    named = pd.concat([trainings(name, value="bridges") for name in ("gircse", "lexical")])
+    assert (named > 0.99).all(), "README.md: each thought of these two names the next entity"
+
+
+def words_of_thoughts():
+    """Shares of the reasoning's words, own and another question's, that thoughts of `lexical` hold, and what their
+    words are worth to BM25: two pairs."""
+    words = table("11_words").query("panel == 'EntailmentBank: dev' and label == 'lexical'").set_index("words of")
+    bm25 = table("11_bm25").query("data == 'EntailmentBank' and method == 'lexical'").set_index("ranking")["ndcg@10"]
+    recall = words["recall"]
+    return recall["its own reasoning"], recall["another question's"], bm25["bm25"], bm25["bm25 + thoughts"]
+
+
+def test_numbers_of_entailment_bank():
+    real = entailment_bank()
+    for system, value in real["ndcg@10"].items():
+        bound = " (reads the human reasoning: a bound)" if system in ("bm25-reasoning", "explicit") else ""
+        says("docs/entailment_bank.md", f"| `{system}`{bound} | {value:.3f} |")
+    own, other, bm25, with_words = words_of_thoughts()
+    worth = table("11_worth").query("data == 'EntailmentBank' and method == 'lexical'").set_index("first")["difference"]
+    says(
+        "docs/entailment_bank.md",
+        f"{real.loc['lexical', 'queries']} dev questions among the facts that any of them names, {shown_seeds(real)}",
+        f"read without its thoughts it still has {read_at('lexical', 1):.3f} ({worth['knocked out']:+.3f})",
+        f"`laser` had {read_at('laser', 3, 'entailment_bank_search'):.3f}",
+        f"hold {own * 100:.0f} % of the words",
+        f"{other * 100:.0f} % of those that another question's adds",
+        f"from {bm25:.3f} to {with_words:.3f}",
+    )
+
+
+READ_BEYOND = {"laser": (3,), "gircse": (3,), "laser-halting": (3, 8), "lexical": (3, 8)}
+"""Method to the K in training, of the table of section 4."""
+
+
+def test_numbers_of_stability():
+    """Sections 3 and 4 of the method, by `figures/data/recipes.csv`."""
+    recipes = table("recipes")
+    easy = recipes[recipes["group"].str.startswith("easy")]
+    lexical = easy[easy["method"] == "lexical"]
+    halting = easy[easy["method"] == "laser-halting"]["ndcg@10"]
+    laser, released = trainings("laser"), trainings("laser-released")
+    parts = table("05_losses").groupby("label")["ndcg@10"].agg(["mean", "count"])
+    part = {name.replace("laser without ", "no "): f"{value:.3f}" for name, value in parts["mean"].items()}
+    first = recipes.query("group == 'easy-published' and method == 'laser' and thinking_steps == 3 and seed == 0")
+    says(
+        "docs/method.md",
+        f"({lexical['ndcg@10'].mean():.3f} at one token per hop, K = 3, 5 and 8, {len(lexical)} trainings; "
+        f"{trainings('lexical', 3, 'wordy').mean():.3f} at five tokens per hop, K=3, "
+        f"{seeds(len(trainings('lexical', 3, 'wordy')))})",
+        f"since then {fail(halting)} have failed (the worst at {halting.min():.3f}",
+        f"of its trainings {fail(halting)} have failed ([section 4]",
+        f"`laser` ends at {spread(laser)}, and {fail(laser)} trainings fail; `laser-released` ends at "
+        f"{spread(released)}, and {fail(released)} fail",
+        f"Seed 0 of `laser` ends at {first['ndcg@10'].item():.3f}",
+        f"{parts['count'].min()} to {seeds(parts['count'].max())}): `laser` {part['laser']}, no explicit view "
+        f"{part['no explicit view']}, no trajectory {part['no trajectory']}, no output distillation "
+        f"{part['no output']}, no latent view {part['no latent']}, no co-learning {part['no colearning']}, `basic` "
+        f"{part['basic']}",
+        *(
+            f"| `{method}`, K={steps} ({seeds(len(trainings(method, steps)))}) | "
+            + " | ".join(f"{trainings(method, steps, value=f'at_{k}').mean():.3f}" for k in range(3, 9))
+            for method, budgets in READ_BEYOND.items()
+            for steps in budgets
+        ),
+    )
+    assert (parts.drop("lexical")["mean"] < FAILED).all()
+
+
+def test_numbers_of_mixed_depth():
+    """Section 4 of the method, by the tables of `lab.adaptive`."""
+    found = table("adaptive")
+    own = found.query("reading == 'halting' and depth == 0")["ndcg@10"]
+    latent = {k: found[found["reading"] == f"trained at K={k}"].query("depth == 0")["ndcg@10"] for k in (3, 4)}
+    mean = found.groupby(["reading", "depth"])["ndcg@10"].mean()
+    steps = found[found["reading"] == "halting"].groupby("depth")["steps"].mean()
+    cost = table("adaptive_times").set_index(["side", "reading", "batch"])["ratio"]
+    says(
+        "docs/method.md",
+        f"`lexical` with a budget of 8 has {spread(own)} over all questions, {each(mean['halting'].loc[1:])} at depths "
+        f"1 to 4, where it takes {each(steps.loc[1:], '.2f')} steps",
+        f"an oracle that knows the depth has {mean['depth', 0]:.3f}, the same steps dealt out at random "
+        f"{mean['random', 0]:.3f}",
+        f"`latent` with a fixed K=3 has {shown(latent[3])}, and {mean['trained at K=3', 4]:.3f} at depth 4; with "
+        f"K=4 {shown(latent[4])}, {mean['trained at K=4', 1]:.3f} at depth 1 and {mean['trained at K=4', 4]:.3f} "
+        "at depth 4",
+        f"takes {steps[0]:.2f} steps on average",
+        f"a question takes {cost['query', 'halting', 1]:.2f} and a fixed K=4 {cost['query', 'fixed 4', 1]:.2f}; 64 at "
+        f"a time, all depths in one batch, {cost['query', 'halting', 64]:.2f} and {cost['query', 'fixed 4', 64]:.2f}. "
+        f"A document takes {cost['document', 'halting', 1]:.2f} and {cost['document', 'halting', 64]:.2f}",
+    )
+
+
+def test_numbers_of_words_and_of_other_systems():
+    """Sections 5 to 9 of the method."""
+    wordy = {name: trainings(name, 3, "wordy") for name in ("laser", "latent", "lexical")}
+    wordy["basic"] = trainings("basic", 1, "wordy")
+    step = table("latency_methods").set_index("name")["time_ratio"]
+    own, other, bm25, with_words = words_of_thoughts()
+    real, hops = entailment_bank(), table("14_hops").set_index(["hops to follow", "method"])["ndcg@10"]
+    score, one, three = real["ndcg@10"], hops["1 hop(s)"], hops["3 hop(s)"]
+    tuned = table("lame_search").query("learning_rate == 0.002 and reconstruction == 1 and diversity == 0.1")
+    tuned = tuned.fillna({"start_word": ""})
+    usual = tuned.query("thinking_steps == 3 and start_word == 'think'").set_index("bottleneck_warmup")["ndcg@10"]
+    words = tuned.query("thinking_steps == 3 and bottleneck_warmup == 0.25").set_index("start_word")["ndcg@10"]
+    ks = tuned.query("bottleneck_warmup == 0.25 and start_word == 'think'").set_index("thinking_steps")["ndcg@10"]
+    short, named = trainings("laser", 2, "shorter"), trainings("laser", value="bridges") * 100
+    failed, far = trainings("laser") < FAILED, trainings("laser", 2, "shorter", "at_6")
+    says(
+        "docs/method.md",
+        f"`laser` has {shown(wordy['laser'])}, `latent` {shown(wordy['latent'])} and `basic` {shown(wordy['basic'])}",
+        f"With five tokens per hop `lexical` has {shown(wordy['lexical'])}",
+        f"{step['lexical']:.2f} times as long with `lexical` as with `latent`, and {step['laser']:.2f} times with "
+        "`laser`",
+        f"{shown_seeds(real)}) the words do not raise quality: {score['lexical']:.3f}, beside {score['basic']:.3f} for "
+        f"`basic` and {score['lexical K=1']:.3f} for the same words in one pass",
+        f"hold {own * 100:.0f} % of the words",
+        f"{other * 100:.0f} % of those that another question's adds",
+        f"from {bm25:.3f} to {with_words:.3f}",
+        f'"think" {words["think"]:.3f}, drawn at random {words[""]:.3f}, at eos {words["</s>"]:.3f}), K '
+        f"({each(ks.sort_index())} at K = 1, 3 and 8)",
+        f"({usual[0.1]:.3f} at a tenth of the steps, {usual[0.5]:.3f} at half)",
+        f"LaME has {one['lame']:.3f} at one hop, where `basic` has {one['basic']:.3f}, and {three['lame']:.3f} at "
+        f"three hops, where `basic` has {three['basic']:.3f}",
+        f"`basic` {shown(trainings('basic', 1))}, `laser` at K=2 {shown(short)}, and at K=3 `gircse` "
+        f"{shown(trainings('gircse'))} and `lexical` {shown(trainings('lexical'))}",
+        f"{trainings('lexical', value='bridges').mean() * 100:.1f} % of the test questions with `lexical` and "
+        f"{trainings('gircse', value='bridges').mean() * 100:.1f} % with `gircse`; with `laser` for "
+        f"{named[~failed].min():.1f} % or more where training did not fail, and for {named[failed].max():.1f} % or "
+        "less",
+        f"`laser` trained at K=2 has {short.mean():.3f} there and {far.mean():.3f} at K=6 ({seeds(len(far))})",
+        f"2,535 facts, {shown_seeds(real)}: `lexical` {score['lexical']:.3f}, `basic` {score['basic']:.3f}, BM25 "
+        f"{score['bm25']:.3f}, and {score['bm25-reasoning']:.3f} for BM25 that reads the human reasoning",
+    )
+
+
+def test_numbers_of_speed_and_training():
+    amd = table("latency").query("name == 'ours' and layers == 'ours'")["gain"]
+    intel = table("latency_intel-xeon-cpu-family-6-model-207-avx512").query("name == 'ours' and dtype == 'float32'")
+    gain = intel["gain"]
+    says(
+        "docs/method.md",
+        f"{amd.min():.1f} to {amd.max():.1f} times faster than the loop of the model card on an AMD machine, and "
+        f"{gain.min():.1f} to {gain.max():.1f} times on an Intel one",
+    )
+    says(
+        "docs/training.md",
+        f"nDCG@10 about {trainings('lexical').mean():.3f}; `basic`, one pass, at about "
+        f"{trainings('basic', 1).mean():.3f}",
+        f"in this world: {fail(trainings('laser'))} trainings ended below {FAILED}",
+    )
