@@ -141,7 +141,8 @@ def frontier(
 
 def _points(ax: Axes, frame: pd.DataFrame, measure: str, x: str, order: dict[str, int]) -> None:
     front = frame[frame["pareto"]].sort_values(x)
-    ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
+    if len(front) > 1:  # a single point has no line
+        ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
     for method, points in frame.groupby("method", sort=False):
         look = dict(color=colour_of(method, order[method]), capsize=4, elinewidth=1.5)
         look |= style.line_of(method, order[method]) | {"markersize": 12 if method == "lexical" else 8, "linestyle": ""}
@@ -159,7 +160,7 @@ def _points(ax: Axes, frame: pd.DataFrame, measure: str, x: str, order: dict[str
     narrow = frame[x].max() < 30 * frame[x].min()  # then there is room for numbers between powers of ten, too
     ax.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5) if narrow else range(2, 10), numticks=20))
     ax.xaxis.set_minor_formatter("{x:g}" if narrow else NullFormatter())
-    ax.tick_params(axis="x", which="both", labelsize=9)
+    ax.tick_params(axis="x", which="both", labelsize=9, length=4, pad=4)  # all numbers at one height
 
 
 @style.styled()
