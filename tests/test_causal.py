@@ -182,6 +182,18 @@ def test_a_state_left_out_is_not_pooled(model, task):
     assert sorted(first.thinking_steps.unique()) == [2, 3, 4], "nothing is left of a single step"
 
 
+def test_documents_think_with_their_own_k(model, task, monkeypatch):
+    """The index stays as `encode_document` makes it, whatever K the queries are read at."""
+    monkeypatch.setattr(model[0], "document_steps", 1)
+    documents = model.encode_document(list(task.corpus.values()), convert_to_tensor=True)
+    queries = ll.think(model, TEXTS, 3, prompt_name="query")
+    effects = causal.rank_effects(model, task, [causal.Intervention("state left out", 3, pooled=False)], 3)
+    for k, found in effects.groupby("thinking_steps"):
+        expected = causal.relevant_ranks(queries.embeddings_at(k), documents, task)
+        assert dict(zip(found["query_id"], found["undisturbed"])) == expected
+    assert set(effects["thinking_steps"]) == {1, 2, 3}
+
+
 def test_one_pass_pools_no_states(task):
     """A reason token's state is in no embedding: leaving it out changes nothing, and changing the token may."""
     model = retriever()
@@ -255,6 +267,16 @@ def test_swaps_with_known_thoughts_are_the_same(small_world, by):
     known = swaps.undisturbed_thoughts(model, world, 3)
     expected = swaps.bridge_swaps(model, world, 1, 3, by=by)
     pd.testing.assert_frame_equal(swaps.bridge_swaps(model, world, 1, 3, by=by, undisturbed=known), expected)
+
+
+def test_swaps_retrieve_documents_with_their_own_k(small_world, monkeypatch):
+    world, model = small_world
+    thinking = swaps.undisturbed_thoughts(model, world, 3)[1].embeddings
+    monkeypatch.setattr(model[0], "document_steps", 1)
+    documents = swaps.undisturbed_thoughts(model, world, 3)[1].embeddings
+    expected = model.encode_document(list(world.documents.values()), convert_to_tensor=True)
+    torch.testing.assert_close(documents, expected)
+    assert (documents - thinking).abs().max() > 1e-3
 
 
 def test_swaps_refuse_other_thoughts(small_world):

@@ -348,11 +348,45 @@ def test_the_front_is_told_by_intervals_and_not_by_noise():
 
 
 def test_trajectories_have_a_line_per_text():
-    rows = [("PCA", 0.1 * k, 0.2 * i, f"q{i}", k, f"step {k}") for i in range(3) for k in (1, 2)]
-    rows.append(("PCA", 0.5, 0.5, "d0", 0, ""))
-    frame = pd.DataFrame(rows, columns=["projection", "x", "y", "text", "step", "hop"])
+    rows = [("PCA", 0.1 * k, 0.2 * i, f"q{i}", k, f"step {k}", "d0") for i in range(3) for k in (1, 2)]
+    rows += [("PCA", 0.5, 0.7, "d0", 0, "", ""), ("PCA", 0.6, 0.6, "d1", 0, "", "")]
+    frame = pd.DataFrame(rows, columns=["projection", "x", "y", "text", "step", "hop", "document"])
     fig = figures.trajectories(frame, colour="hop", panel="projection")
-    assert len(fig.axes[0].lines) == 3 and len(fig.axes[0].collections) == 3
+    assert_readable(fig)
+    lines = fig.axes[0].lines
+    assert len(lines) == 2 * 3 and {(line.get_xdata()[-1], line.get_ydata()[-1]) for line in lines[1::2]} == {
+        (0.5, 0.7)
+    }
+    names = ["other document", "own document", "step 1", "step 2"]
+    assert [text.get_text() for text in fig.legends[0].texts] == names
+    assert [len(points.get_offsets()) for points in fig.axes[0].collections] == [1, 1, 3, 3]
+
+
+def test_trainings_of_their_own_have_no_line():
+    fig = figures.metric_by_steps(steps_frame(), joined=["random"])
+    styles = {line.get_linestyle() for line in fig.axes[0].containers[0].lines[:1]}
+    assert styles == {"None"} and len(fig.axes[0].collections) == 2, "a band, and whiskers"
+    assert sorted(text.get_text() for text in fig.legends[0].texts) == ["latent", "random"]
+
+
+def test_a_narrow_logarithmic_axis_has_plain_numbers():
+    frame = pd.DataFrame({"step": [1, 2], "tokens": [1.0, 3.0], "low": [1.0, 2.5], "high": [1.1, 3.5]})
+    fig = figures.metric_by_steps(frame, "tokens", x="step", log="y")
+    fig.canvas.draw()
+    assert {"1", "1.5", "2", "3"} <= {label.get_text() for label in fig.axes[0].get_yticklabels()}
+
+
+def test_an_interval_without_width_is_no_whisker():
+    frame = steps_frame().head(3).assign(label="K")
+    frame.loc[frame.index[0], ["low", "high"]] = frame.loc[frame.index[0], "ndcg@10"]
+    whiskers = figures.metric_bars(frame).axes[0].collections[0].get_segments()
+    assert [len(line) for line in whiskers] == [0, 2, 2]
+
+
+def test_thinking_steps_go_down_and_layers_up():
+    frame = pd.DataFrame({"step": [1, 2, 1, 2], "layer": [0, 0, 1, 1], "cka": 0.5})
+    assert figures.heatmap(frame, "cka", x="layer", y="step").axes[0].yaxis_inverted()
+    assert not figures.heatmap(frame, "cka", x="step", y="layer").axes[0].yaxis_inverted()
 
 
 def test_lines_by_any_group_in_panels():

@@ -208,7 +208,10 @@ def test_drift():
     assert frame.to_first[0, 1] == 1 and frame.to_first[0, 2] == 0
     assert np.isnan(frame.to_previous[0, 1]) and frame.to_previous[1, 3] == 1
     assert frame.to_others[0, 1] == -1 and frame.to_others[1, 2] == 1
-    assert geometry.drift(Thoughts(["a"], states[:1])).to_others.isna().all()
+    assert frame.to_other_steps[0, 1] == 0 and frame.to_other_steps[0, 2] == 0.5, "of the other text"
+    alone = geometry.drift(Thoughts(["a"], states[:1]))
+    assert alone.to_others.isna().all() and alone.to_other_steps.isna().all()
+    assert geometry.drift(Thoughts(["a", "b"], states[:, :1])).to_other_steps.isna().all()
 
 
 def test_effective_rank():

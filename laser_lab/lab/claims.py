@@ -135,6 +135,8 @@ def meaning(read: Table) -> tuple[str, str]:
     table, test = read("09_bridges"), _row(read("09_tests"), first="laser", second="latent")
     own = table[table["step"] == table["bridge"]].groupby("method")[["share of queries", "low", "high"]].mean()
     shown = ", ".join(f"{name} {own.loc[name, 'share of queries']:.3f}" for name in ("laser", "latent"))
+    if (untrained := own.loc["untrained", "share of queries"]) <= 0.5:
+        return OPEN, f"the untrained model names {untrained:.3f} of the bridges: there is no meaning to lose ({shown})"
     return _above(test), f"step k names bridge k: {shown}; {change(test)}"
 
 

@@ -87,7 +87,7 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
         )
         executed = nbformat.read(temporary, as_version=4)
         for part in (executed, *executed.cells):
-            for name in ("papermill", "execution"):
+            for name in ("papermill", "execution", "widgets"):  # widgets: the states of progress bars
                 part.metadata.pop(name, None)
         for cell in executed.cells:
             if cell.cell_type == "code":  # warnings and progress bars name paths and machines
@@ -103,8 +103,9 @@ def threads_of(notebook: Path) -> str:
 
 
 def _is_bar(output: Any) -> bool:
-    """Whether an output is a progress bar, which shows nothing without its kernel."""
-    return "it/s]" in output.get("data", {}).get("text/plain", "")
+    """Whether an output is a progress bar of tqdm, ``0/2500 [00:00<?, ?step/s]``: it shows nothing without its
+    kernel."""
+    return bool(re.search(r"\d+/\d+ \[\d\d:\d\d", output.get("data", {}).get("text/plain", "")))
 
 
 def with_values(source: str, values: dict[str, Any]) -> str:

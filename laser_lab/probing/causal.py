@@ -18,6 +18,7 @@ from laser_lab.base.stats import interval
 from laser_lab.data.readers import RetrievalTask
 from laser_lab.encoder import TextEdit as Edit
 from laser_lab.encoder import think
+from laser_lab.thinking import Thoughts
 
 # -- edits: ValueError if `step` (from 1) is no positive integer, or a value has another shape (now, or when it is used)
 
@@ -104,6 +105,14 @@ def skipped_states(model: SentenceTransformer) -> int:
     return int(model[0].pooling == "generated")
 
 
+def document_thoughts(
+    model: SentenceTransformer, texts: Sequence[str], thinking_steps: int, *, batch_size: int = 32
+) -> Thoughts:
+    """Thoughts about documents, with the model's own K for them; without one, with the query's, `thinking_steps`."""
+    steps = model[0].document_steps or thinking_steps
+    return think(model, texts, steps, prompt_name="document", batch_size=batch_size)
+
+
 # -- interventions and their effect on a test set ------------------------------------------------------------------
 
 
@@ -182,7 +191,7 @@ def rank_effects(
     batch_size: int = 32,
 ) -> pd.DataFrame:
     """How each intervention (default: all :func:`interventions`) changes the rank of the relevant document, for every
-    K. Documents are thought about undisturbed, with the query's K.
+    K. Documents are undisturbed (:func:`document_thoughts`); without a K of their own they think as long as the query.
 
     Returns:
         A row per intervention, pooled K and query: ``intervention``, ``step`` (edited), ``thinking_steps``,
@@ -194,18 +203,19 @@ def rank_effects(
     options = dict(thinking_steps=steps, prompt_name="query", batch_size=batch_size)
     if changes is None:
         changes = interventions(model, queries, **options)
-    documents = think(model, list(task.corpus.values()), steps, prompt_name="document", batch_size=batch_size)
+    documents = document_thoughts(model, list(task.corpus.values()), steps, batch_size=batch_size)
+    own = model[0].document_steps
+    index = {k: documents.embeddings_at(own or k) for k in range(1, steps + 1)}
     undisturbed = think(model, queries, **options)
-    everywhere = range(1, steps + 1)
-    before = {k: relevant_ranks(undisturbed.embeddings_at(k), documents.embeddings_at(k), task) for k in everywhere}
+    before = {k: relevant_ranks(undisturbed.embeddings_at(k), vectors, task) for k, vectors in index.items()}
     frames = []
     for change in changes:
         thoughts = undisturbed if change.edit is None else think(model, queries, **options, edit=change.edit)
-        for k in everywhere:
+        for k, vectors in index.items():
             embeddings = thoughts.embeddings_at(k, None if change.pooled else change.step - skipped)
             if embeddings.isnan().any():  # nothing was left to pool
                 continue
-            ranks = relevant_ranks(embeddings, documents.embeddings_at(k), task)
+            ranks = relevant_ranks(embeddings, vectors, task)
             frame = pd.DataFrame({"query_id": list(ranks), "rank": list(ranks.values())})
             frame["undisturbed"] = list(before[k].values())
             frames.append(frame.assign(intervention=change.name, step=change.step, thinking_steps=k))

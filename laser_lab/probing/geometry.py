@@ -148,17 +148,20 @@ def cka_with_segments(thoughts: Thoughts, segment_states: Tensor) -> pd.DataFram
 
 
 def drift(thoughts: Thoughts) -> pd.DataFrame:
-    """A row per text and step: cosine of h_k ``to_first`` state, ``to_previous`` (NaN at step 1) and ``to_others``, the
-    mean over the other texts at this step (1: collapsed)."""
+    """A row per text and step: cosine of h_k ``to_first`` state, ``to_previous`` (NaN at step 1), ``to_others``, the
+    mean over the other texts at this step (1: collapsed), and ``to_other_steps``, over these at all other steps."""
     unit = normalize(thoughts.states.double(), dim=-1)
     count, steps, _ = unit.shape
-    frames = []
+    frames, every = [], unit.sum(1)
     for k in range(steps):
         here = unit[:, k]
         others = (here @ here.sum(0) - 1) / (count - 1) if count > 1 else torch.full((count,), torch.nan)
         previous = (here * unit[:, k - 1]).sum(-1) if k else torch.full((count,), torch.nan)
         first = (here * unit[:, 0]).sum(-1)
-        cosines = {"to_first": first, "to_previous": previous, "to_others": others}
+        elsewhere = every - here  # the sum over the other steps
+        apart = (here * (elsewhere.sum(0) - elsewhere)).sum(-1) / max(1, (count - 1) * (steps - 1))
+        apart = apart if count > 1 and steps > 1 else torch.full((count,), torch.nan)
+        cosines = {"to_first": first, "to_previous": previous, "to_others": others, "to_other_steps": apart}
         frames.append(pd.DataFrame({"text": range(count), "step": k + 1} | cosines))
     return pd.concat(frames, ignore_index=True)
 

@@ -11,7 +11,7 @@ from laser_lab.base.inputs import check_count
 from laser_lab.base.stats import proportion
 from laser_lab.data.hopworld import Composition, HopWorld
 from laser_lab.encoder import think
-from laser_lab.probing.causal import blend, fed_back_count, skipped_states, soft_tokens
+from laser_lab.probing.causal import blend, document_thoughts, fed_back_count, skipped_states, soft_tokens
 from laser_lab.probing.vocabulary import token_embeddings
 from laser_lab.thinking import Thoughts, pool
 
@@ -31,7 +31,7 @@ def undisturbed_thoughts(
     queries, documents = [c.query for c in world.test], list(world.documents.values())
     return (
         think(model, queries, steps, prompt_name="query", batch_size=batch_size),
-        think(model, documents, steps, prompt_name="document", batch_size=batch_size),
+        document_thoughts(model, documents, steps, batch_size=batch_size),
     )
 
 

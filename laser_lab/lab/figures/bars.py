@@ -14,13 +14,15 @@ from laser_lab.lab.figures.style import METHOD_COLOURS, axis_label, canvas, chec
 
 @style.styled()
 def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | None = None) -> Figure:
-    """A bar per row, ``label``, with its `measure`, its interval from ``low`` to ``high``, and ``method``'s colour."""
+    """A bar per row, ``label``, with its `measure`, its interval from ``low`` to ``high``, and ``method``'s colour. An
+    interval without width is not drawn: it would look like certainty."""
     check(frame, ["label", "method", measure, "low", "high"])
     each = min(1.6, style.MAX_WIDTH / len(frame))
     fig = canvas(max(4.8, each * len(frame)), 3.8)
     ax = fig.subplots()
     colours = [METHOD_COLOURS.get(method, METHOD_COLOURS["laser"]) for method in frame["method"]]
-    bars = ax.bar(range(len(frame)), frame[measure], color=colours, width=0.6, yerr=whiskers(frame, measure), capsize=5)
+    reach = [side.where(frame["low"] < frame["high"]) for side in whiskers(frame, measure)]
+    bars = ax.bar(range(len(frame)), frame[measure], color=colours, width=0.6, yerr=reach, capsize=5)
     ax.bar_label(bars, fmt="%.3f", padding=5)
     ax.set_xticks(range(len(frame)), [style.wrap(str(label), int(11 * each)) for label in frame["label"]])
     ax.margins(y=0.15)
@@ -140,7 +142,8 @@ def frontier(
 
 def _points(ax: Axes, frame: pd.DataFrame, measure: str, x: str, order: dict[str, int]) -> None:
     front = frame[frame["pareto"]].sort_values(x)
-    ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
+    if len(front) > 1:  # a single point has no line
+        ax.step(front[x], front[measure], where="post", color="#949494", linewidth=1.5, zorder=1, label="Pareto front")
     for method, points in frame.groupby("method", sort=False):
         look = dict(color=colour_of(method, order[method]), capsize=4, elinewidth=1.5)
         look |= style.line_of(method, order[method]) | {"markersize": 12 if method == "lexical" else 8, "linestyle": ""}
@@ -158,7 +161,7 @@ def _points(ax: Axes, frame: pd.DataFrame, measure: str, x: str, order: dict[str
     narrow = frame[x].max() < 30 * frame[x].min()  # then there is room for numbers between powers of ten, too
     ax.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5) if narrow else range(2, 10), numticks=20))
     ax.xaxis.set_minor_formatter("{x:g}" if narrow else NullFormatter())
-    ax.tick_params(axis="x", which="both", labelsize=9)
+    ax.tick_params(axis="x", which="both", labelsize=9, length=4, pad=4)  # all numbers at one height
 
 
 @style.styled()

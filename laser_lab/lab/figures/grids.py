@@ -14,6 +14,8 @@ from laser_lab.lab.figures.style import axis_label, canvas, check, readable, wra
 
 FAINT = 0.01
 """Probability below which a word hardly weighs in a soft token."""
+DOWNWARDS = ("step", "reason token")
+"""What is read from the top down; all else, layers say, goes up."""
 
 
 def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str = "query", step: str = "step") -> Figure:
@@ -23,11 +25,10 @@ def thought_heatmap(tokens: pd.DataFrame, title: str | None = None, panel: str =
     measure = next((m for m in ("probability", "cosine") if m in tokens), "probability")
     check(tokens, [step, "rank", "token", measure, panel])
     least = 0.0 if measure == "probability" else tokens[measure].min()  # cosines lie close together
+    faint = FAINT if measure == "probability" else None
     tokens = tokens.assign(panel=[readable(str(name), None) for name in tokens[panel]])
-    fig = heatmap(tokens, measure, x="rank", y=step, panel="panel", text="token", title=title, across=1,
-                  limits=(least, tokens[measure].max()), faint=FAINT if measure == "probability" else None)  # fmt: skip
-    fig.axes[0].invert_yaxis()
-    return fig
+    return heatmap(tokens, measure, x="rank", y=step, panel="panel", text="token", title=title, across=1,
+                   limits=(least, tokens[measure].max()), faint=faint)  # fmt: skip
 
 
 @style.styled()
@@ -45,9 +46,10 @@ def heatmap(
     faint: float | None = None,
     missing: str = "",
 ) -> Figure:
-    """Heat maps of `value`, whose colours end at the `limits`, over `x` and `y`, the smallest `y` at the bottom. The
-    column `text` (default: `value`) is written into the cells, in grey where `value` is below `faint`; at most so many
-    panels stand `across`. Rows without any value are hatched and say why: `missing`."""
+    """Heat maps of `value`, whose colours end at the `limits`, over `x` and `y`, the smallest `y` at the bottom, but
+    the first of :data:`DOWNWARDS` on top. The column `text` (default: `value`) is written into the cells, in grey where
+    `value` is below `faint`; at most so many panels stand `across`. Rows without any value are hatched and say why:
+    `missing`."""
     check(frame, [x, y, value] + [column for column in (panel, text) if column])
     panels = style.panels_of(frame, panel)
     columns, rows = sorted(frame[x].unique()), sorted(frame[y].unique())
@@ -67,7 +69,8 @@ def heatmap(
         seaborn.heatmap(numbers, annot=shown, fmt="", vmin=limits[0], vmax=limits[1], xticklabels=columns,
                         yticklabels=rows, cbar=False, ax=ax, **look)  # fmt: skip
         _ink(ax, numbers, faint)
-        ax.invert_yaxis()
+        if y not in DOWNWARDS:
+            ax.invert_yaxis()
         ax.tick_params(length=0, labelrotation=0)
         ax.set_xlabel(axis_label(x) if ax in style.lowest(axes) else "")
         ax.set_ylabel(axis_label(y) if ax in axes[:, 0] else "")

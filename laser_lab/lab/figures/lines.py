@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import cycle
+from typing import Any
 
 import pandas as pd
 import seaborn
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from laser_lab.lab.figures import style
 from laser_lab.lab.figures.style import GROUP_COLOURS, axis_label, canvas, check, colour_of, finish
@@ -22,12 +25,12 @@ def metric_by_steps(
     panel: str | None = None,
     title: str | None = None,
     log: str = "",
-    joined: bool = True,
+    joined: bool | Collection[Any] = True,
 ) -> Figure:
     """A line of `measure` over `x` with its interval (``low``, ``high``) as a band, per `group` if there is one.
     Groups that are numbers go from dark to light; the method ``random`` is dashed. At most two panels stand side by
-    side. `log` names the logarithmic axes: ``"x"``, ``"y"`` or ``"xy"``. Points that are not `joined` (a training each)
-    have whiskers instead, and stand beside each other on a logarithmic axis."""
+    side. `log` names the logarithmic axes: ``"x"``, ``"y"`` or ``"xy"``. Points that are not `joined` (a training each;
+    groups may be named that are) have whiskers instead, and stand beside each other on a logarithmic axis."""
     check(frame, [x, measure, "low", "high"] + ([panel] if panel else []))
     panels = style.panels_of(frame, panel)
     names = list(frame[group].unique()) if group in frame else [None]
@@ -42,7 +45,7 @@ def metric_by_steps(
         for at, (name, colour) in enumerate(zip(names, colours)):
             line = (part if name is None else part[part[group] == name]).sort_values(x)
             look = {"linestyle": "--"} if name == "random" else style.line_of(name, at)
-            if not joined:
+            if not (joined if isinstance(joined, bool) else name in joined):
                 places = line[x] * 1.06 ** (at - (len(names) - 1) / 2 if "x" in log else 0)
                 ax.errorbar(places, line[measure], style.whiskers(line, measure), color=colour, capsize=3,
                             label=str(name), **look | {"linestyle": ""})  # fmt: skip
@@ -51,6 +54,9 @@ def metric_by_steps(
             ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
             ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **look)
         ax.set_yscale("log" if "y" in log else "linear")
+        if "y" in log and frame["high"].max() < 10 * frame["low"].min():  # a power of ten would be the only number
+            ax.yaxis.set(major_locator=LogLocator(subs=(1, 1.5, 2, 3, 5)), minor_locator=NullLocator())
+            ax.yaxis.set_major_formatter("{x:g}")
         if "x" in log:
             ax.set_xscale("log")
         if part[x].nunique() < 12:
@@ -84,24 +90,32 @@ def loss_curves(frame: pd.DataFrame, *, title: str | None = None) -> Figure:
 
 @style.styled()
 def trajectories(frame: pd.DataFrame, *, colour: str, panel: str, title: str | None = None) -> Figure:
-    """Thoughts as points at ``x`` and ``y``, larger with every ``step`` (0: a document, a grey cross), in the colour of
-    the group `colour`, with a line per ``text``."""
-    check(frame, ["x", "y", "text", "step", colour, panel])
+    """Thoughts as points at ``x`` and ``y``, larger with every ``step`` (0: a document, a cross), in the colour of the
+    group `colour`. A line per ``text`` runs through its steps and, dotted, to its own ``document``, the ``text`` of
+    one, which is black; documents of no text that is drawn are grey."""
+    check(frame, ["x", "y", "text", "step", "document", colour, panel])
     panels = style.panels_of(frame, panel)
     names = sorted(frame.loc[frame["step"] > 0, colour].unique(), key=str)
     fig = canvas(4.1 * len(panels) + 1.6, 4.4)
     axes = fig.subplots(1, len(panels), squeeze=False)[0]
     for ax, (shown, part) in zip(axes, panels):
-        documents, thoughts = part[part["step"] == 0], part[part["step"] > 0]
-        ax.scatter(documents["x"], documents["y"], marker="x", color="#949494", s=18, label="documents")
+        documents, thoughts = part[part["step"] == 0].set_index("text"), part[part["step"] > 0]
+        own = documents.index.isin(thoughts["document"])
+        for crosses, look in (
+            (documents[~own], dict(color="#b0b0b0", s=18, label="other document")),
+            (documents[own], dict(color="black", s=45, label="own document")),
+        ):
+            ax.scatter(crosses["x"], crosses["y"], marker="x", **look)
         for _, line in thoughts.sort_values("step").groupby("text"):
-            ax.plot(line["x"], line["y"], color="#bbbbbb", linewidth=0.5, alpha=0.5, zorder=0)
+            end = documents.loc[line["document"].iloc[-1]]
+            ax.plot(line["x"], line["y"], color="#606060", linewidth=1, zorder=0)
+            ax.plot([line["x"].iloc[-1], end["x"]], [line["y"].iloc[-1], end["y"]], ":", color="#606060", zorder=0)
         for at, name in enumerate(names):
             points = thoughts[thoughts[colour] == name]
-            look = dict(color=GROUP_COLOURS[at % len(GROUP_COLOURS)], alpha=0.7, linewidth=0)
+            look = dict(color=GROUP_COLOURS[at % len(GROUP_COLOURS)], alpha=0.8, linewidth=0)
             look["marker"] = style.GROUP_MARKS[at % len(style.GROUP_MARKS)]
-            ax.scatter(points["x"], points["y"], s=6 + 7 * points["step"], label=str(name), **look)
-        ax.set(xticks=[], yticks=[], xlabel=f"{shown}, first axis", ylabel="second axis" if ax is axes[0] else "")
+            ax.scatter(points["x"], points["y"], s=15 + 12 * points["step"], label=str(name), **look)
+        ax.set(xticks=[], yticks=[], xlabel=f"{shown}, first axis", ylabel=f"{shown}, second axis")
         ax.set_title(str(shown), parse_math=False)
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, title=axis_label(colour), loc="outside right center", frameon=False)
