@@ -1,6 +1,7 @@
 """Numbers in README and docs are those of `figures/data`: a test that fails prints the sentence that should stand."""
 
 import pandas as pd
+import pytest
 from test_docs import PAGES, ROOT
 
 from laser_lab.lab.recipes import FAILED
@@ -130,6 +131,7 @@ def test_numbers_of_stability():
     lexical = easy[easy["method"] == "lexical"]
     halting = easy[easy["method"] == "laser-halting"]["ndcg@10"]
     laser, released = trainings("laser"), trainings("laser-released")
+    thinking = trainings("lexical", 5, "thinking-documents")
     parts = table("05_losses").groupby("label")["ndcg@10"].agg(["mean", "count"])
     part = {name.replace("laser without ", "no "): f"{value:.3f}" for name, value in parts["mean"].items()}
     first = recipes.query("group == 'easy-published' and method == 'laser' and thinking_steps == 3 and seed == 0")
@@ -138,6 +140,8 @@ def test_numbers_of_stability():
         f"({lexical['ndcg@10'].mean():.3f} at one token per hop, K = 3, 5 and 8, {len(lexical)} trainings; "
         f"{trainings('lexical', 3, 'wordy').mean():.3f} at five tokens per hop, K=3, "
         f"{seeds(len(trainings('lexical', 3, 'wordy')))})",
+        f"Documents that think as long as they like gain nothing ({thinking.mean():.3f} against "
+        f"{trainings('lexical', 5).mean():.3f} at K=5, {len(thinking)} and {seeds(len(trainings('lexical', 5)))})",
         f"since then {fail(halting)} have failed (the worst at {halting.min():.3f}",
         f"of its trainings {fail(halting)} have failed ([section 4]",
         f"`laser` ends at {spread(laser)}, and {fail(laser)} trainings fail; `laser-released` ends at "
@@ -185,6 +189,9 @@ def test_numbers_of_words_and_of_other_systems():
     """Sections 5 to 9 of the method."""
     wordy = {name: trainings(name, 3, "wordy") for name in ("laser", "latent", "lexical")}
     wordy["basic"] = trainings("basic", 1, "wordy")
+    long = {name: trainings(name, 3, "very-wordy") for name in ("latent", "lexical")}
+    assert trainings("rewrite", 1, "very-wordy", "rewritten").mean() == pytest.approx(long["lexical"].mean(), abs=5e-4)
+    less = {part: trainings(f"lexical-no-{part}", 3, "wordy").mean() for part in ("novelty", "idf", "eos", "halting")}
     step = table("latency_methods").set_index("name")["time_ratio"]
     own, other, bm25, with_words = words_of_thoughts()
     real, hops = entailment_bank(), table("14_hops").set_index(["hops to follow", "method"])["ndcg@10"]
@@ -200,6 +207,10 @@ def test_numbers_of_words_and_of_other_systems():
         "docs/method.md",
         f"`laser` has {shown(wordy['laser'])}, `latent` {shown(wordy['latent'])} and `basic` {shown(wordy['basic'])}",
         f"With five tokens per hop `lexical` has {shown(wordy['lexical'])}",
+        f"With ten tokens per hop it has {long['lexical'].mean():.3f}, as has rewrite-then-retrieve",
+        f"`latent` {long['latent'].mean():.3f}",
+        f"that the query or an earlier group holds it has {less['novelty']:.3f}, without idf {less['idf']:.3f}. Without "
+        f"the taught end it has {less['eos']:.3f}, without halting {less['halting']:.3f}",
         f"{step['lexical']:.2f} times as long with `lexical` as with `latent`, and {step['laser']:.2f} times with "
         "`laser`",
         f"{shown_seeds(real)}) the words do not raise quality: {score['lexical']:.3f}, beside {score['basic']:.3f} for "
