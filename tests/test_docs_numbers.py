@@ -209,8 +209,8 @@ def test_numbers_of_words_and_of_other_systems():
         f"With five tokens per hop `lexical` has {shown(wordy['lexical'])}",
         f"With ten tokens per hop it has {long['lexical'].mean():.3f}, as has rewrite-then-retrieve",
         f"`latent` {long['latent'].mean():.3f}",
-        f"that the query or an earlier group holds it has {less['novelty']:.3f}, without idf {less['idf']:.3f}. Without "
-        f"the taught end it has {less['eos']:.3f}, without halting {less['halting']:.3f}",
+        f"that the query or an earlier group holds it has {less['novelty']:.3f}, without idf {less['idf']:.3f}. "
+        f"Without the taught end it has {less['eos']:.3f}, without halting {less['halting']:.3f}",
         f"{step['lexical']:.2f} times as long with `lexical` as with `latent`, and {step['laser']:.2f} times with "
         "`laser`",
         f"{shown_seeds(real)}) the words do not raise quality: {score['lexical']:.3f}, beside {score['basic']:.3f} for "
