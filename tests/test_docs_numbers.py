@@ -112,7 +112,7 @@ def test_numbers_of_entailment_bank():
     says(
         "docs/entailment_bank.md",
         f"{real.loc['lexical', 'queries']} dev questions among the facts that any of them names, {shown_seeds(real)}",
-        f"read without its thoughts it still has {read_at('lexical', 1):.3f} ({worth['knocked out']:+.3f})",
+        f"read without its thoughts it still has {read_at('lexical', 1):.3f} ({worth['no thoughts']:+.3f})",
         f"`laser` had {read_at('laser', 3, 'entailment_bank_search'):.3f}",
         f"hold {own * 100:.0f} % of the words",
         f"{other * 100:.0f} % of those that another question's adds",
@@ -148,8 +148,9 @@ def test_numbers_of_stability():
         f"{spread(released)}, and {fail(released)} fail",
         f"Seed 0 of `laser` ends at {first['ndcg@10'].item():.3f}",
         f"{parts['count'].min()} to {seeds(parts['count'].max())}): `laser` {part['laser']}, no explicit view "
-        f"{part['no explicit view']}, no trajectory {part['no trajectory']}, no output distillation "
-        f"{part['no output']}, no latent view {part['no latent']}, no co-learning {part['no colearning']}, `basic` "
+        f"{part['no explicit view']}, no trajectory {part['no trajectory alignment']}, no output distillation "
+        f"{part['no output distillation']}, no latent view {part['no latent view']}, no co-learning "
+        f"{part['no co-learning']}, `basic` "
         f"{part['basic']}",
         *(
             f"| `{method}`, K={steps} ({seeds(len(trainings(method, steps)))}) | "
@@ -195,7 +196,7 @@ def test_numbers_of_words_and_of_other_systems():
     step = table("latency_methods").set_index("name")["time_ratio"]
     own, other, bm25, with_words = words_of_thoughts()
     real, hops = entailment_bank(), table("14_hops").set_index(["hops to follow", "method"])["ndcg@10"]
-    score, one, three = real["ndcg@10"], hops["1 hop(s)"], hops["3 hop(s)"]
+    score, one, three = real["ndcg@10"], hops["1 hop"], hops["3 hops"]
     tuned = table("lame_search").query("learning_rate == 0.002 and reconstruction == 1 and diversity == 0.1")
     tuned = tuned.fillna({"start_word": ""})
     usual = tuned.query("thinking_steps == 3 and start_word == 'think'").set_index("bottleneck_warmup")["ndcg@10"]

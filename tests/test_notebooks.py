@@ -26,10 +26,6 @@ from laser_lab.lab.language import read_table
 from laser_lab.training.run import add_lora
 
 NOTEBOOKS = sorted(notebooks.FOLDER.glob("[0-9]*.ipynb"))
-NOT_RUN = {
-    "13_explorer": "edited, and not rerun yet",
-    "17_your_own_data": "written, and not run by `make figures` yet",
-}
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 TINY_WORLD = dict(entities=12, relations=2, hops=2, dev=4, test=8, layers=1, hidden_size=16, heads=2, pretrain_steps=5)
 TINY_GRID = dict(SEEDS=[0], STEPS=2, BATCH=8, WORLD=TINY_WORLD)
@@ -83,9 +79,7 @@ def tiny_adapter(base, folder):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_committed_with_outputs_and_clean(path, request):
-    if path.stem in NOT_RUN:
-        request.applymarker(pytest.mark.xfail(reason=NOT_RUN[path.stem], strict=True))
+def test_committed_with_outputs_and_clean(path):
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert code[0].metadata.get("tags") == ["parameters"]
@@ -649,10 +643,8 @@ def test_runs_with_a_tiny_preset(path, tiny_run):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_figures_are_those_of_the_notebook_as_it_stands(path, request):
+def test_figures_are_those_of_the_notebook_as_it_stands(path):
     """Fails when a notebook was edited and not rerun, or a figure or its data was changed by anything else."""
-    if path.stem in NOT_RUN:
-        request.applymarker(pytest.mark.xfail(reason=NOT_RUN[path.stem], strict=True))
     entry = json.loads(notebooks.MANIFEST.read_text())[path.stem]
     assert entry["configuration"] == notebooks.configuration(path), f"rerun {path.stem}"
     files = {f.relative_to(notebooks.FIGURES).as_posix(): notebooks.digest(f) for f in notebooks.written_by(path)}
@@ -685,7 +677,6 @@ def test_disagreements_of_figures_are_seen():
 def test_all_figures_are_of_one_code_and_one_training_of_each_kind():
     """And the tables that they show are those beside them, by the same code."""
     manifest = json.loads(notebooks.MANIFEST.read_text())
-    manifest = {name: entry for name, entry in manifest.items() if name not in NOT_RUN}
     assert not disagreements(manifest), "make figures"
     shown = {k: v for entry in manifest.values() for source in entry["made_from"].values() for k, v in source.items()}
     for name, value in shown.items():
