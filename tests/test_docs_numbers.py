@@ -144,6 +144,7 @@ def test_numbers_of_stability():
         f"{trainings('lexical', 5).mean():.3f} at K=5, {len(thinking)} and {seeds(len(trainings('lexical', 5)))})",
         f"since then {fail(halting)} have failed (the worst at {halting.min():.3f}",
         f"of its trainings {fail(halting)} have failed ([section 4]",
+        f"no words guide, fails more often: {fail(easy[easy['method'] == 'latent-halting']['ndcg@10'])}",
         f"`laser` ends at {spread(laser)}, and {fail(laser)} trainings fail; `laser-released` ends at "
         f"{spread(released)}, and {fail(released)} fail",
         f"Seed 0 of `laser` ends at {first['ndcg@10'].item():.3f}",
@@ -209,7 +210,7 @@ def test_numbers_of_words_and_of_other_systems():
         f"`laser` has {shown(wordy['laser'])}, `latent` {shown(wordy['latent'])} and `basic` {shown(wordy['basic'])}",
         f"With five tokens per hop `lexical` has {shown(wordy['lexical'])}",
         f"With ten tokens per hop it has {long['lexical'].mean():.3f}, as has rewrite-then-retrieve",
-        f"`latent` {long['latent'].mean():.3f}",
+        f"`latent` {long['latent'].mean():.3f}), and with twenty per hop {shown(trainings('lexical', 3, 'wordiest'))}",
         f"that the query or an earlier group holds it has {less['novelty']:.3f}, without idf {less['idf']:.3f}. "
         f"Without the taught end it has {less['eos']:.3f}, without halting {less['halting']:.3f}",
         f"{step['lexical']:.2f} times as long with `lexical` as with `latent`, and {step['laser']:.2f} times with "
