@@ -193,8 +193,8 @@ _RELEASED = dict(distil_start=0.0, distil_warmup=0.0, distil_documents=True, sam
 _RELEASED |= dict(explicit_format="released", mask_positives=False)
 # the reasoning also teaches when to end, and the alignment acts from the first step: without either, or with λ2 = 10,
 # trainings at K=5 failed on dev (`lab.recipes --search halting`)
-_LASER_HALTING = _LASER.replace(halting=True, output=1.0, trajectory=1.0, lexical=1.0, lexical_words=False)
-_LASER_HALTING = _LASER_HALTING.replace(distil_start=0.0, distil_warmup=0.0)
+_HALTING = dict(halting=True, output=1.0, trajectory=1.0, lexical=1.0, lexical_words=False)
+_LASER_HALTING = _LASER.replace(**_HALTING, distil_start=0.0, distil_warmup=0.0)
 # documents end at once where they may think (`latent-halting`), so here they get one pass, which reads no head
 _LEXICAL = LatentMethod(lexical=3.0, halting=True, document_steps=1)
 _LAME = ReasonMethod()

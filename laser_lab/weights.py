@@ -76,7 +76,7 @@ def _read_gguf(file: Path, **kwargs: Any) -> tuple[PreTrainedModel, PreTrainedTo
 BUILT_IN: dict[str, Callable[[], Path]] = {
     "gemma-3-270m": _gemma_3_270m,
     "hopworld": pretrained,
-    **{name: partial(adapters.find, name) for name in adapters.NAMES},
+    **{name: partial(adapters.FOLDER.joinpath, name) for name in adapters.NAMES},
 }
 """Names that need no hub, each with a function that returns a local folder, built on first use."""
 

@@ -146,7 +146,7 @@ def test_an_exported_adapter_is_the_trained_model(bank, tmp_path, monkeypatch, c
     assert str(tmp_path) not in capsys.readouterr().out
     row = next(r for r in rows_of(bank["config"], bank["data"]) if r.system == "laser" and r.seed == 1)
     trained = ll.load(row.trained / "final")
-    monkeypatch.setattr(adapters, "FOLDER", tmp_path)  # as if it lay in the package
+    monkeypatch.setitem(BUILT_IN, "laser-entailment-bank", lambda: target)  # as if it lay in the package
     before = {file.name: file.read_bytes() for file in target.iterdir()}
     rows = [r for r in rows_of(bank["config"], bank["data"]) if r.system == "laser" and r.seed == 1]
     export_adapter(rows, target)
@@ -187,10 +187,14 @@ def test_what_cannot_be_exported(bank, tmp_path, monkeypatch):
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-def test_a_built_in_adapter_that_is_not_there(tmp_path, monkeypatch, tiny_folder):
-    monkeypatch.setattr(adapters, "FOLDER", tmp_path)
-    with pytest.raises(FileNotFoundError, match="--export laser"):
-        ll.load(tiny_folder, adapter="laser-entailment-bank")
+def test_the_adapters_of_the_package(tiny_folder):
+    """What lies in its folder has a name; another name is refused, and the error lists them."""
+    assert {"basic-entailment-bank", "lexical-entailment-bank"} <= {*adapters.NAMES} <= {*BUILT_IN}
+    for name in adapters.NAMES:
+        assert json.loads((adapters.FOLDER / name / "run_card.json").read_text())["seed"] == 0
+        assert sum(file.stat().st_size for file in (adapters.FOLDER / name).iterdir()) <= 8e6
+    with pytest.raises(FileNotFoundError, match="no built-in .*lexical-entailment-bank"):
+        ll.load(tiny_folder, adapter="lexical-nowhere")
 
 
 def test_any_sentence_transformer_stands_in_the_table(tiny_bank, tiny_folder, tmp_path, monkeypatch):
