@@ -186,7 +186,7 @@ def small(tmp_path, monkeypatch, tiny_folder, tmp_path_factory):
     Path("corpus.jsonl").write_text("".join(json.dumps(document) + "\n" for document in documents))
     world = HopWorldConfig(**TINY_WORLD)
     built = str(pretrained(world))
-    put = {"gemma-3-270m": tiny_folder, "laser-entailment-bank": "adapter", "HopWorld()": "HopWorld(TINY)"}
+    put = {"gemma-3-270m": tiny_folder, "lexical-entailment-bank": "adapter", "HopWorld()": "HopWorld(TINY)"}
     put |= {'ll.load("hopworld")': f"ll.load({built!r})", "laser-lab think hopworld": f"laser-lab think {built}"}
 
     def become(text):

@@ -139,21 +139,21 @@ def test_search_records_every_trial_and_the_best(bank, tmp_path, capsys):
 
 
 def test_an_exported_adapter_is_the_trained_model(bank, tmp_path, monkeypatch, capsys):
-    target = tmp_path / "laser-entailment-bank"
+    target = tmp_path / "lexical-entailment-bank"
     full = [*bank["call"][:-1], str(tmp_path / "full.csv"), "--corpus", "full", "--only", "laser", "--seeds", "1"]
     assert main(full) == 0
     assert main([*bank["call"][:3], "--export", "laser", "--seeds", "1", "--to", str(target)]) == 0
     assert str(tmp_path) not in capsys.readouterr().out
     row = next(r for r in rows_of(bank["config"], bank["data"]) if r.system == "laser" and r.seed == 1)
     trained = ll.load(row.trained / "final")
-    monkeypatch.setitem(BUILT_IN, "laser-entailment-bank", lambda: target)  # as if it lay in the package
+    monkeypatch.setitem(BUILT_IN, "lexical-entailment-bank", lambda: target)  # as if it lay in the package
     before = {file.name: file.read_bytes() for file in target.iterdir()}
     rows = [r for r in rows_of(bank["config"], bank["data"]) if r.system == "laser" and r.seed == 1]
     export_adapter(rows, target)
     again = {file.name: file.read_bytes() for file in target.iterdir()}
     assert {name for name in again if again[name] != before[name]} == {"README.md"}, "replaced; one corpus is measured"
     assert set(again) == set(before)
-    loaded = ll.load("tiny", adapter="laser-entailment-bank")
+    loaded = ll.load("tiny", adapter="lexical-entailment-bank")
     assert loaded.encoder.thinking_steps == 3 and loaded.prompts == trained.prompts
     texts = ["why is the sky blue", "a question about rain"]
     expected = torch.as_tensor(trained.encode_query(texts))

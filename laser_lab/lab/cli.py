@@ -32,14 +32,14 @@ EXIT_CODES = "Exit codes: 0 done, 1 failed (one line says why; --debug shows the
 EXAMPLES = {
     None: """
   laser-lab think gemma-3-270m "why is the sky blue" --steps 5
-  laser-lab explore gemma-3-270m mini --adapter laser-entailment-bank --html thoughts.html
+  laser-lab explore gemma-3-270m mini --adapter lexical-entailment-bank --html thoughts.html
   laser-lab COMMAND --help""",
     "think": """
   laser-lab think gemma-3-270m "why is the sky blue" --steps 5
   laser-lab think hopworld "mother of neighbour of teacher of nelapi ? think" --steps 3
   laser-lab think runs/laser/final "why is the sky blue" "why is the sea green" --top 10""",
     "explore": """
-  laser-lab explore gemma-3-270m mini --adapter laser-entailment-bank --html thoughts.html
+  laser-lab explore gemma-3-270m mini --adapter lexical-entailment-bank --html thoughts.html
   laser-lab explore runs/laser/final corpus.jsonl --question "why is the sky blue" --html thoughts.html""",
     "train": f"""
   laser-lab train config.yaml

@@ -30,8 +30,8 @@ tags: [sentence-transformers, dense-retrieval, latent-thinking, lora]
 # {name}
 
 A LoRA adapter (bfloat16) that makes `{base}` a dense retriever that thinks silently: method `{method}` with
-K={steps} thinking steps, trained by laser_lab on EntailmentBank's training questions ({rows} of them, with the human
-reasoning as the explicit view where the method has one).
+K={steps} (thinking steps), trained by laser_lab on EntailmentBank's training questions ({rows} of them, with the human
+reasoning where the method learns from it).
 
     import laser_lab as ll
     model = ll.load("{base}", adapter="{name}")
