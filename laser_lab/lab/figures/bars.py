@@ -1,4 +1,4 @@
-"""Bars and points with whiskers: quality, cost, and one against the other."""
+"""Bars and points with whiskers: quality, cost, and one against the other. An interval without width is not drawn."""
 
 from __future__ import annotations
 
@@ -14,15 +14,13 @@ from laser_lab.lab.figures.style import METHOD_COLOURS, axis_label, canvas, chec
 
 @style.styled()
 def metric_bars(frame: pd.DataFrame, measure: str = "ndcg@10", *, title: str | None = None) -> Figure:
-    """A bar per row, ``label``, with its `measure`, its interval from ``low`` to ``high``, and ``method``'s colour. An
-    interval without width is not drawn: it would look like certainty."""
+    """A bar per row, ``label``, with its `measure`, its interval from ``low`` to ``high``, and ``method``'s colour."""
     check(frame, ["label", "method", measure, "low", "high"])
     each = min(1.6, style.MAX_WIDTH / len(frame))
     fig = canvas(max(4.8, each * len(frame)), 3.8)
     ax = fig.subplots()
     colours = [METHOD_COLOURS.get(method, METHOD_COLOURS["laser"]) for method in frame["method"]]
-    reach = [side.where(frame["low"] < frame["high"]) for side in whiskers(frame, measure)]
-    bars = ax.bar(range(len(frame)), frame[measure], color=colours, width=0.6, yerr=reach, capsize=5)
+    bars = ax.bar(range(len(frame)), frame[measure], color=colours, width=0.6, yerr=whiskers(frame, measure), capsize=5)
     ax.bar_label(bars, fmt="%.3f", padding=5)
     ax.set_xticks(range(len(frame)), [style.wrap(str(label), int(11 * each)) for label in frame["label"]])
     ax.margins(y=0.15)
@@ -36,9 +34,8 @@ def _clusters(ax: Axes, frame: pd.DataFrame, measure: str, x: str, group: str, p
     for at, value in enumerate(groups):
         bars = frame[frame[group] == value].drop_duplicates(x).set_index(x).reindex(places)
         centres = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(places))]
-        reach = [side.where(bars["low"] < bars["high"]) for side in whiskers(bars, measure)]  # one training has none
         ax.bar(centres, bars[measure], width=0.92 * width, color=colour_of(value, at), label=str(value),
-               yerr=reach, capsize=3, error_kw={"linewidth": 1.2},
+               yerr=whiskers(bars, measure), capsize=3, error_kw={"linewidth": 1.2},
                hatch=style.hatch_of(value, at), edgecolor="white", linewidth=0)  # fmt: skip
     ax.set_xticks(range(len(places)), [style.wrap(str(place), 14) for place in places])
 
@@ -48,7 +45,7 @@ def grouped_bars(
     frame: pd.DataFrame, measure: str, *, x: str, group: str, panel: str | None = None, title: str | None = None
 ) -> Figure:
     """A cluster of bars per value of `x`, with a bar of `measure` and its interval (``low``, ``high``) per value of
-    `group`, in order of appearance. A missing combination leaves a gap, and an interval of no width has no whisker."""
+    `group`, in order of appearance. A missing combination leaves a gap."""
     check(frame, [measure, "low", "high", x, group] + ([panel] if panel else []))
     panels = style.panels_of(frame, panel)
     places, groups = list(frame[x].unique()), list(frame[group].unique())

@@ -222,8 +222,10 @@ def panels_of(frame: pd.DataFrame, panel: str | None) -> list[tuple[Any, pd.Data
 
 
 def whiskers(frame: pd.DataFrame, measure: str) -> list[pd.Series]:
-    """How far the interval reaches below and above the measure, as matplotlib's error bars have it."""
-    return [frame[measure] - frame["low"], frame["high"] - frame[measure]]
+    """How far the interval reaches below and above the measure, as matplotlib's error bars have it. NaN, which is not
+    drawn, for an interval without width (one training has none): it would look like certainty."""
+    wide = frame["low"] < frame["high"]
+    return [(frame[measure] - frame["low"]).where(wide), (frame["high"] - frame[measure]).where(wide)]
 
 
 def _method(name: Any) -> str:
