@@ -164,7 +164,7 @@ def test_every_column_of_panels_ends_with_numbers():
 
 def test_points_without_lines():
     frame = steps_frame().assign(size=[10, 100, 1000] * 2)
-    lines = figures.metric_by_steps(frame, x="size", log="x", joined=False).axes[0].lines
+    lines = figures.metric_by_steps(frame, x="size", log="x", joined=()).axes[0].lines
     assert lines and all(line.get_linestyle() == "None" for line in lines)
     assert len({line.get_xdata()[0] for line in lines}) > 1, "beside each other"
 

@@ -32,7 +32,7 @@ TINY_GRID = dict(SEEDS=[0], STEPS=2, BATCH=8, WORLD=TINY_WORLD)
 TINY_LAME = dict(THINKING_STEPS=2, REASON_TOKENS=4, SWEEP=[1, 4], TOKENS=16, REPEATS=2)
 TINY = {
     "00_start_here": dict(STEPS=2, BATCH=8, THINKING_STEPS=2, WORLD=TINY_WORLD),
-    "01_quickstart": dict(QUERIES=4),
+    "01_quickstart": dict(QUERIES=4, ADAPTER=None),
     "02_decode_thoughts": dict(QUERIES=4, THINKING_STEPS=3, ADAPTER=None),
     "03_train_laser": dict(SEEDS=[0], STEPS=4, BATCH=8, THINKING_STEPS=2, SHOWN=1, WORLD=TINY_WORLD),
     "04_ablate_k": TINY_GRID | dict(TRAIN_STEPS=[1, 2]),
@@ -596,6 +596,17 @@ def test_flatness_is_told_by_the_trainings_that_did_not_fail(tmp_path):
     assert verdict_of(0.7, 0.99) == "not clear" and verdict_of() == "not run"
 
 
+def test_the_first_folder_that_has_a_table_judges(tmp_path):
+    for name, gain in (("more", 0.5), ("few", -0.5)):
+        (tmp_path / name).mkdir()
+        paired(("gircse", "lame", gain, 0.01)).to_csv(tmp_path / name / "14_tests.csv", index=False)
+    quality = pd.DataFrame({"method": ["gircse", "lame"], "ndcg@10": [0.9, 0.4], "low": 0.3, "high": 1.0})
+    quality.to_csv(tmp_path / "few" / "14_quality.csv", index=False)
+    found = [claims(tmp_path / name, tmp_path / "few").set_index("notebook").loc["14"] for name in ("more", "few")]
+    assert [row["verdict"] for row in found] == ["holds", "does not hold"] and "lame 0.400" in found[0]["numbers"]
+    assert claim(tmp_path / "more", "14")["verdict"] == "not run"
+
+
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory, tiny_folder, tiny_bank):
     """Run a notebook by its path. They share what tiny presets build, as those of a real one do."""
@@ -654,6 +665,20 @@ def test_figures_are_those_of_the_notebook_as_it_stands(path):
     }
 
 
+def test_the_full_preset_is_committed_as_tables():
+    """Of every notebook that has seeds, as it stands, with the values of the preset."""
+    folder, values = notebooks.FIGURES / "full" / "data", notebooks.PRESETS["full"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    wanted = {path.stem: path for path in NOTEBOOKS if notebooks.parameters_of(path) & values.keys() - {"FIGURES"}}
+    assert set(manifest) == set(wanted) and "03_train_laser" in wanted and "01_quickstart" not in wanted
+    for name, entry in manifest.items():
+        assert entry["preset"] == "full" and entry["configuration"] == notebooks.configuration(wanted[name]), name
+        for file, digest in entry["files"].items():
+            if file.startswith("data/"):
+                assert notebooks.digest(folder.parent / file) == digest, file
+    assert pd.read_csv(folder / "03_quality.csv")["seeds"].max() == len(values["SEEDS"])
+
+
 def disagreements(manifest):
     """(what, its values) for every module, training and kind of training that two figures have different ones of."""
     found = {}
@@ -677,7 +702,8 @@ def test_disagreements_of_figures_are_seen():
 def test_all_figures_are_of_one_code_and_one_training_of_each_kind():
     """And the tables that they show are those beside them, by the same code."""
     manifest = json.loads(notebooks.MANIFEST.read_text())
-    assert not disagreements(manifest), "make figures"
+    full = json.loads((notebooks.FIGURES / "full" / "data" / "manifest.json").read_text())
+    assert not disagreements(manifest | {f"full {name}": entry for name, entry in full.items()}), "make figures"
     shown = {k: v for entry in manifest.values() for source in entry["made_from"].values() for k, v in source.items()}
     for name, value in shown.items():
         if name.endswith((".csv", ".json")):

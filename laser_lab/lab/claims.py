@@ -223,12 +223,13 @@ CLAIMS: tuple[tuple[str, str, Callable[[Table], tuple[str, str]], str], ...] = (
 """Whose claim, the claim, what is said to it, and the notebook."""
 
 
-def claims(folder: str | os.PathLike[str]) -> pd.DataFrame:
-    """``claim, by, verdict, numbers, notebook``, a row per claim, from the tables in `folder`; a claim whose table, or
-    rows in it, are not there is ``not run``."""
+def claims(*folders: str | os.PathLike[str]) -> pd.DataFrame:
+    """``claim, by, verdict, numbers, notebook``, a row per claim, from the tables in the first of `folders` that has
+    them; a claim whose table, or rows in it, are not there is ``not run``."""
 
     def read(name: str) -> pd.DataFrame:
-        return pd.read_csv(Path(folder) / f"{name}.csv")
+        files = [Path(folder) / f"{name}.csv" for folder in folders]
+        return pd.read_csv(next((file for file in files if file.exists()), files[0]))
 
     rows = []
     for whose, claim, say, notebook in CLAIMS:

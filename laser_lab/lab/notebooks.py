@@ -3,7 +3,8 @@
 Each notebook is executed by papermill, in place, and replaces the old one only when it ran to its end. The manifest in
 ``figures/data`` says which files it wrote, by which code, and which trainings and tables are behind each figure. A run
 of all skips what this machine has already run as it and the library stand, and whose outputs are unchanged; a notebook
-that is named runs in any case. ``--preset full`` takes more seeds and writes to ``figures/full``, notebooks included.
+that is named runs in any case. ``--preset full`` runs those that have seeds with more of them, and writes to
+``figures/full``, notebooks included.
 """
 
 from __future__ import annotations
@@ -119,6 +120,13 @@ def with_values(source: str, values: dict[str, Any]) -> str:
     return b"\n".join(lines).decode()
 
 
+def parameters_of(notebook: str | os.PathLike[str]) -> set[str]:
+    """The names that a notebook's cell tagged ``parameters`` assigns."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    source = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    return {ast.unparse(node.targets[0]) for node in ast.parse(source).body if isinstance(node, ast.Assign)}
+
+
 def code_of(notebook: str | os.PathLike[str]) -> list[ast.Module]:
     """The code cells, parameters included and the magics of IPython left out."""
     sources = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
@@ -206,9 +214,11 @@ def main(arguments: list[str] | None = None) -> int:
     if unknown := [name for name in options.names if not any(n.name.startswith(name) for n in notebooks)]:
         parser.error(f"no notebook starts with {' or '.join(unknown)}; there are {there or 'none'}")
     chosen = [n for n in notebooks if not options.names or n.name.startswith(tuple(options.names))]
+    values = PRESETS[options.preset]
+    if values and not options.names:
+        chosen = [notebook for notebook in chosen if parameters_of(notebook) & values.keys() - {"FIGURES"}]
     if len(chosen) > 1:
         _pretrain()
-    values = PRESETS[options.preset]
     figures = FIGURES.parent / "notebooks" / values["FIGURES"] if "FIGURES" in values else FIGURES
     for notebook in chosen:
         start = time.time()

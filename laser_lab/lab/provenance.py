@@ -78,8 +78,8 @@ def _written(node: ast.AST | list | object) -> str:
 
 @cache
 def code_version(*names: str, package: Path = PACKAGE) -> str:
-    """A hash of the :func:`reachable` source, without comments, docstrings and layout; the same on every Python. That of
-    an earlier version where :data:`EQUAL` says so."""
+    """A hash of the :func:`reachable` source, without comments, docstrings and layout; the same on every Python. That
+    of an earlier version where :data:`EQUAL` says so."""
     own = hashlib.sha256("".join(versions(*names, package=package).values()).encode()).hexdigest()
     return json.loads(EQUAL.read_text(encoding="utf-8")).get(own, {}).get("equals", own)
 

@@ -25,12 +25,12 @@ def metric_by_steps(
     panel: str | None = None,
     title: str | None = None,
     log: str = "",
-    joined: bool | Collection[Any] = True,
+    joined: Collection[Any] | None = None,
 ) -> Figure:
     """A line of `measure` over `x` with its interval (``low``, ``high``) as a band, per `group` if there is one.
     Groups that are numbers go from dark to light; the method ``random`` is dashed. At most two panels stand side by
-    side. `log` names the logarithmic axes: ``"x"``, ``"y"`` or ``"xy"``. Points that are not `joined` (a training each;
-    groups may be named that are) have whiskers instead, and stand beside each other on a logarithmic axis."""
+    side. `log` names the logarithmic axes: ``"x"``, ``"y"`` or ``"xy"``. The points of groups that are not `joined`
+    (default: all are) have whiskers instead, and stand beside each other on a logarithmic axis."""
     check(frame, [x, measure, "low", "high"] + ([panel] if panel else []))
     panels = style.panels_of(frame, panel)
     names = list(frame[group].unique()) if group in frame else [None]
@@ -45,7 +45,7 @@ def metric_by_steps(
         for at, (name, colour) in enumerate(zip(names, colours)):
             line = (part if name is None else part[part[group] == name]).sort_values(x)
             look = {"linestyle": "--"} if name == "random" else style.line_of(name, at)
-            if not (joined if isinstance(joined, bool) else name in joined):
+            if joined is not None and name not in joined:
                 places = line[x] * 1.06 ** (at - (len(names) - 1) / 2 if "x" in log else 0)
                 ax.errorbar(places, line[measure], style.whiskers(line, measure), color=colour, capsize=3,
                             label=str(name), **look | {"linestyle": ""})  # fmt: skip
@@ -54,8 +54,9 @@ def metric_by_steps(
             ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
             ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **look)
         ax.set_yscale("log" if "y" in log else "linear")
-        if "y" in log and frame["high"].max() < 10 * frame["low"].min():  # a power of ten would be the only number
-            ax.yaxis.set(major_locator=LogLocator(subs=(1, 1.5, 2, 3, 5)), minor_locator=NullLocator())
+        if "y" in log and (span := frame["high"].max() / frame["low"].min()) < 1000:  # powers of ten would be too few
+            subs = (1, 1.5, 2, 3, 5) if span < 10 else (1, 2, 5)
+            ax.yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
             ax.yaxis.set_major_formatter("{x:g}")
         if "x" in log:
             ax.set_xscale("log")
