@@ -12,6 +12,7 @@ import torch
 from laser_lab.data.hopworld import HopWorld, HopWorldConfig
 from laser_lab.lab import adaptive, recipes
 from laser_lab.lab.cells import Cell, run
+from laser_lab.lab.notebooks import FIGURES
 from laser_lab.thinking import Thoughts
 
 WORLD = dict(entities=12, relations=2, hops=(1, 2), dev=4, test=12, layers=1, hidden_size=16, heads=2, pretrain_steps=5)
@@ -135,3 +136,18 @@ def test_the_command_reaches_its_workers(tmp_path):
     command = [sys.executable, "-m", "laser_lab.lab.recipes", str(out), "--only", "shorter", "--seeds", "1"]
     subprocess.run(command, check=True, env=env, capture_output=True, cwd=tmp_path)
     assert set(pd.read_csv(out)["method"]) == {"gircse", "laser"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method, steps, group", [("lexical", 3, "easy"), ("basic", 1, "easy-published")])
+def test_a_training_of_the_table_repeated_by_this_code(method, steps, group, tmp_path, monkeypatch):
+    """A change that `lab/equal_code.json` calls equal is: from nothing, the table's number up to another processor's
+    rounding."""
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path))
+    (cell,) = [c for c in recipes.GROUPS[group].cells(1) if (c.method, c.steps) == (method, steps)]
+    cell.run()
+    table = pd.read_csv(FIGURES / "data" / "recipes.csv")
+    there = table[(table["group"] == group) & (table["method"] == method) & (table["thinking_steps"] == steps)]
+    own = there[there["seed"] == cell.seed].iloc[0]
+    frame = cell.frame()
+    assert frame[frame["thinking_steps"] == steps]["ndcg@10"].mean() == pytest.approx(own["ndcg@10"], abs=0.01)
