@@ -113,6 +113,7 @@ def test_numbers_of_entailment_bank():
     real = entailment_bank()
     for system, row in real.iterrows():
         bound = " (reads the human reasoning: a bound)" if system in ("bm25-reasoning", "explicit") else ""
+        bound = " (before training)" if system == "zero-shot" else bound
         says("docs/entailment_bank.md", f"| `{system}`{bound} | {row['ndcg@10']:.3f} | {row['seeds']:.0f} |")
     own, other, bm25, with_words = words_of_thoughts()
     worth = table("11_worth").query("data == 'EntailmentBank' and method == 'lexical'").set_index("first")["difference"]
