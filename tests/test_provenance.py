@@ -1,5 +1,8 @@
 """What a result's key covers: the source that it can reach, and nothing else."""
 
+import json
+
+from laser_lab.lab import provenance
 from laser_lab.lab.provenance import code_version, imports, modules, reachable, versions
 
 
@@ -50,3 +53,22 @@ def test_every_reachable_module_has_a_version_of_its_own(tmp_path):
     second = versions("toy.top", package=package)
     assert list(first) == ["toy.low", "toy.top"]
     assert first["toy.top"] == second["toy.top"] and first["toy.low"] != second["toy.low"]
+
+
+def test_a_version_that_is_shown_to_be_equal_keeps_the_earlier_name(tmp_path, monkeypatch):
+    package = tmp_path / "toy"
+    write(package, __init__="", top="x = 1\n")
+    first = code_version("toy.top", package=package)
+    write(package, top="x = 2 - 1\n")
+    second = code_version("toy.top", package=package)
+    monkeypatch.setattr(provenance, "EQUAL", tmp_path / "equal.json")
+    provenance.EQUAL.write_text(json.dumps({second: {"equals": first}}))
+    code_version.cache_clear()
+    assert code_version("toy.top", package=package) == first != second
+    write(package, top="x = 3\n")
+    assert code_version("toy.top", package=package) not in (first, second), "only that version"
+
+
+def test_every_equal_version_says_what_changed_and_how_it_is_shown():
+    listed = json.loads(provenance.EQUAL.read_text())
+    assert all(entry["changed"] and entry["shown"] and entry["equals"] not in listed for entry in listed.values())
