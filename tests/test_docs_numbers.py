@@ -111,10 +111,11 @@ def words_of_thoughts():
 
 def test_numbers_of_entailment_bank():
     real = entailment_bank()
+    aside = dict.fromkeys(("bm25-reasoning", "explicit"), " (reads the human reasoning: a bound)")
+    aside["zero-shot"] = " (before training)"
     for system, row in real.iterrows():
-        bound = " (reads the human reasoning: a bound)" if system in ("bm25-reasoning", "explicit") else ""
-        bound = " (before training)" if system == "zero-shot" else bound
-        says("docs/entailment_bank.md", f"| `{system}`{bound} | {row['ndcg@10']:.3f} | {row['seeds']:.0f} |")
+        name = f"`{system}`{aside.get(system, '')}"
+        says("docs/entailment_bank.md", f"| {name} | {row['ndcg@10']:.3f} | {row['seeds']:.0f} |")
     own, other, bm25, with_words = words_of_thoughts()
     tests = table("11_tests").query("data == 'EntailmentBank' and first == 'lexical'")
     gain = tests.set_index("second")["difference"]

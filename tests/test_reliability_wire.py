@@ -78,7 +78,8 @@ def test_the_adapter_of_the_package_asks_nobody(tiny_folder, tmp_path, asked, mo
     model = ll.load("gemma-3-270m", device="cpu")
     add_lora(model, {"r": 2})
     model.save_pretrained(str(tmp_path / "adapter"))
-    packaged = read_json(adapters.FOLDER / adapters.NAMES[0] / "adapter_config.json")["base_model_name_or_path"]
+    configs = [read_json(adapters.FOLDER / name / "adapter_config.json") for name in adapters.NAMES]
+    (packaged,) = {config["base_model_name_or_path"] for config in configs}
     file = tmp_path / "adapter" / "adapter_config.json"
     named = packaged if base == "as in the package" else base
     file.write_text(json.dumps(read_json(file) | {"base_model_name_or_path": named}))
