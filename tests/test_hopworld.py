@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import laser_lab as ll
-from laser_lab.data.hopworld import HopWorld, HopWorldConfig
+from laser_lab.base.kernels import processor_maker
+from laser_lab.data.hopworld import PACKAGED, HopWorld, HopWorldConfig
 from laser_lab.data.hopworld_lm import (
     answered_in_words,
     pretrain,
@@ -257,6 +258,22 @@ def test_pretrained_folder_is_cached_and_loads(tmp_path, monkeypatch):
     backbone = model[0].backbone
     right = answered_in_words(backbone.causal_lm, backbone.tokenizer, world)
     assert sum(right) / len(right) == report["chain_of_thought_accuracy"]
+
+
+@pytest.mark.parametrize("folder", sorted(PACKAGED.iterdir()), ids=lambda folder: folder.name)
+def test_a_packaged_model_is_that_of_its_settings(folder):
+    config = HopWorldConfig(**json.loads((folder / "hopworld.json").read_text())["config"])
+    assert pretrained(config) == config.folder == folder
+    assert load_backbone(folder, device="cpu").hidden_size == config.hidden_size
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(processor_maker() != "GenuineIntel", reason="other processors round otherwise")
+def test_a_packaged_model_is_what_pretraining_gives(tmp_path):
+    config = HopWorldConfig(layers=1, hidden_size=32)
+    pretrain(config, tmp_path)
+    for file in config.folder.iterdir():
+        assert file.read_bytes() == (tmp_path / file.name).read_bytes(), file.name
 
 
 def test_pretraining_learns_the_chains_it_sees(tmp_path):

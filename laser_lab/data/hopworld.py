@@ -40,6 +40,9 @@ MAX_COMPOSITIONS = 1_000_000
 RECIPE = 3
 """Part of the model's key: raise it when equal settings would give another model."""
 
+PACKAGED = Path(__file__).with_name("hopworld_models")
+"""The models of the notebooks' worlds, as ``pretrain`` made them on an Intel Xeon."""
+
 
 @dataclass(frozen=True)
 class HopWorldConfig:
@@ -135,8 +138,10 @@ class HopWorldConfig:
 
     @property
     def folder(self) -> Path:
-        """Where this world's model is cached (:func:`laser_lab.data.hopworld_lm.pretrained`)."""
-        return cache_dir() / f"hopworld-{self.key}"
+        """Where this world's model lies (:func:`laser_lab.data.hopworld_lm.pretrained`): in the package, if it comes with
+        it, else in the cache."""
+        name = f"hopworld-{self.key}"
+        return PACKAGED / name if (PACKAGED / name).exists() else cache_dir() / name
 
     @property
     def max_positions(self) -> int:

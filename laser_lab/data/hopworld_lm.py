@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 
 
 def pretrained(config: HopWorldConfig | None = None) -> Path:
-    """Folder of the world's language model; pretrained on first use and cached by a hash of the settings."""
+    """Folder of the world's language model. Those of the notebooks' worlds come with the package; others are pretrained
+    on first use and cached by a hash of the settings."""
     config = config or HopWorldConfig()
     return cached_build(config.folder, lambda folder: pretrain(config, folder))
 

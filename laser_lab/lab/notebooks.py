@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from datetime import date
@@ -27,7 +26,6 @@ from PIL import Image
 
 from laser_lab.base.files import atomic_file, cache_dir, missing_extra, read_json, write_text
 from laser_lab.base.processes import scratch_folder
-from laser_lab.data.hopworld import HopWorldConfig
 from laser_lab.lab.provenance import PACKAGE, code_version, imported, versions
 
 try:
@@ -42,9 +40,6 @@ FIGURES = PACKAGE.parent / "figures"
 MANIFEST = FIGURES / "data" / "manifest.json"
 DRAWINGS = ("method", "hopworld")
 """Figures without a number; the first notebook makes them."""
-
-WORLDS = (HopWorldConfig(), HopWorldConfig(verbosity=5))
-"""Those of several notebooks."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -217,8 +212,6 @@ def main(arguments: list[str] | None = None) -> int:
     values = PRESETS[options.preset]
     if values and not options.names:
         chosen = [notebook for notebook in chosen if parameters_of(notebook) & values.keys() - {"FIGURES"}]
-    if len(chosen) > 1:
-        _pretrain()
     figures = FIGURES.parent / "notebooks" / values["FIGURES"] if "FIGURES" in values else FIGURES
     for notebook in chosen:
         start = time.time()
@@ -239,16 +232,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _outputs(notebook: Path, output: Path, figures: Path) -> dict[str, str]:
     return {notebook.name: digest(output)} | _digests(notebook, figures)
-
-
-def _pretrain() -> None:
-    """One thread trains the language models that most notebooks need, while the first ones run."""
-    worlds = [config for config in WORLDS if not config.folder.exists()]
-    if worlds:
-        command = f"from laser_lab.base.processes import end_with_parent as end; end({os.getpid()}); "
-        command += "from laser_lab.data.hopworld_lm import HopWorldConfig, pretrained; "
-        command += "; ".join(f"pretrained({config!r})" for config in worlds)
-        subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.DEVNULL)
 
 
 if __name__ == "__main__":
