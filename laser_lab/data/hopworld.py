@@ -138,8 +138,8 @@ class HopWorldConfig:
 
     @property
     def folder(self) -> Path:
-        """Where this world's model lies (:func:`laser_lab.data.hopworld_lm.pretrained`): in the package, if it comes with
-        it, else in the cache."""
+        """Where this world's model lies (:func:`laser_lab.data.hopworld_lm.pretrained`): in the package, if it comes
+        with it, else in the cache."""
         name = f"hopworld-{self.key}"
         return PACKAGED / name if (PACKAGED / name).exists() else cache_dir() / name
 

@@ -54,7 +54,8 @@ def metric_by_steps(
             ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
             ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **look)
         ax.set_yscale("log" if "y" in log else "linear")
-        if "y" in log and (span := frame["high"].max() / frame["low"].min()) < 1000:  # powers of ten would be too few
+        span = frame["high"].max() / frame["low"][frame["low"] > 0].min()
+        if "y" in log and span < 1000:  # powers of ten would be too few
             subs = (1, 1.5, 2, 3, 5) if span < 10 else (1, 2, 5)
             ax.yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
             ax.yaxis.set_major_formatter("{x:g}")
