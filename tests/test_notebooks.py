@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ TINY = {
     "02_decode_thoughts": dict(QUERIES=4, THINKING_STEPS=3, ADAPTER=None),
     "03_train_laser": dict(SEEDS=[0], STEPS=4, BATCH=8, THINKING_STEPS=2, SHOWN=1, WORLD=TINY_WORLD),
     "04_ablate_k": TINY_GRID | dict(TRAIN_STEPS=[1, 2]),
-    "05_ablate_losses": TINY_GRID | dict(THINKING_STEPS=2),
+    "05_ablate_losses": TINY_GRID | dict(THINKING_STEPS=2, PARTS=notebooks.PRESETS["full"]["PARTS"]),
     "06_latency_utility": TINY_GRID,
     "07_rewrite_gain": TINY_GRID | dict(METHODS={"basic": 1, "laser": 2}),
     "08_scale": TINY_GRID | dict(SIZES=[[1, 16], [1, 24]], METHODS={"basic": 1, "laser": 2}),
@@ -707,7 +708,7 @@ def test_all_figures_are_of_one_code_and_one_training_of_each_kind():
     shown = {k: v for entry in manifest.values() for source in entry["made_from"].values() for k, v in source.items()}
     for name, value in shown.items():
         if name.endswith((".csv", ".json")):
-            file = notebooks.FIGURES / "data" / name
+            file = notebooks.FIGURES / Path(name).parent / "data" / Path(name).name
             assert notebooks.digest(file)[:12] == value, f"a figure shows another {name} than there is"
             table = pd.read_csv(file) if name.endswith(".csv") else pd.DataFrame()
             if "code" in table:
@@ -812,6 +813,37 @@ def test_a_repeated_run_of_all_runs_what_changed(tmp_path, monkeypatch, capsys):
     assert not ran(), "the committed preset is as it was"
     write("SEEDS = [0, 1]")
     assert ran() and not ran()
+    (figures / "full" / "data" / "05_tests.csv").write_text("1")
+    assert not ran(), "it does not read that table"
+    write("SEEDS = [0, 1]\nFULL = '../figures/full/data'")
+    assert ran() and not ran()
+    (figures / "full" / "data" / "05_tests.csv").write_text("2")
+    assert ran() and not ran()
+
+
+def test_two_run_side_by_side_and_none_starts_after_an_error():
+    meeting, started = threading.Barrier(2), []
+
+    def make(notebook):
+        started.append(notebook)
+        if len(started) <= 2:
+            meeting.wait(timeout=20)  # only two at a time get past it
+        return f"{notebook} made"
+
+    assert sorted(notebooks._side_by_side(make, ["a", "b", "c"])) == [(n, f"{n} made") for n in "abc"]
+    going_on, started = threading.Event(), []
+    threading.Timer(0.5, going_on.set).start()
+
+    def fails(notebook):
+        started.append(notebook)
+        if notebook == "bad":
+            raise ValueError("no")
+        going_on.wait(timeout=20)
+        return "made"
+
+    with pytest.raises(ValueError, match="no"):
+        list(notebooks._side_by_side(fails, ["slow", "bad", *"cdefghi"]))
+    assert len(started) <= 3, "the one that ran, the bad one, and one that may have begun before it was known"
 
 
 def test_unknown_names_are_refused_each_by_name(capsys):
@@ -840,8 +872,3 @@ def test_kernels_listen_on_no_port(tmp_path):
     notebooks.run(file, file)
     assert nbformat.read(file, as_version=4).cells[0].outputs[0]["text"].strip() == "ipc"
     assert list(tmp_path.iterdir()) == [file], "no socket is left"
-
-
-def test_gemma_gets_two_threads_and_small_models_one():
-    threads = {path.stem[:2]: notebooks.threads_of(path) for path in NOTEBOOKS}
-    assert threads["01"] == threads["11"] == "2" and threads["04"] == threads["07"] == "1"

@@ -45,7 +45,7 @@ def test_compare_finds_a_shift_and_not_noise():
     values = rng.random((3, 3, 80))
     values[1] = values[0] + 0.05 + 0.1 * rng.standard_normal((3, 80))
     found = compare(table(values, "abc"), "a").set_index("first")
-    assert found.loc["b", "p_adjusted"] < 0.01 and found.loc["b", "low"] > 0
+    assert found.loc["b", "p_adjusted"] < 0.05 and found.loc["b", "low"] > 0
     assert found.loc["c", "p"] > 0.05 and found.loc["c", "low"] < 0 < found.loc["c", "high"]
     assert (found["p_adjusted"] >= found["p"]).all() and (found["second"] == "a").all()
     assert compare(table(np.ones((2, 1, 9))), "a")["p"].tolist() == [1.0]
@@ -60,7 +60,7 @@ def test_compare_sees_that_seeds_disagree():
     values[2] += np.array([[0.3], [0.1], [-0.1]])  # as much on average
     found = compare(table(values, "abc"), [("b", "a"), ("c", "a")]).set_index("first")
     assert found.loc["b", "difference"] == pytest.approx(0.1, abs=0.005)
-    assert found.loc["b", "low"] > 0.09 and found.loc["b", "p"] < 1e-4
+    assert found.loc["b", "low"] > 0.09 and found.loc["b", "p"] <= 1e-4
     assert found.loc["c", "difference"] == pytest.approx(0.1, abs=0.005)
     assert found.loc["c", "low"] < 0 and found.loc["c", "p"] > 0.2
     assert found.loc["c", ["least", "most"]].tolist() == pytest.approx([-0.1, 0.3], abs=0.01)
@@ -115,7 +115,9 @@ def test_seeds_that_do_not_differ_add_no_evidence():
     assert paired_test(np.ones((3, 4))) == (1, 1, 1, 0)
 
 
-@pytest.mark.parametrize(("seeds", "spread"), [(3, (0.1, 0.05, 0.1)), (5, (0.05, 0.1, 0.2)), (5, (0.0, 0.2, 0.2))])
+@pytest.mark.parametrize(
+    ("seeds", "spread"), [(2, (0.1, 0.05, 0.1)), (3, (0.1, 0.05, 0.1)), (5, (0.05, 0.1, 0.2)), (5, (0.0, 0.2, 0.2))]
+)
 def test_false_positives_stay_rare_where_seeds_disagree(seeds, spread):
     """400 differences that are none, with effects of seed, question and both of these sizes."""
     rng = np.random.default_rng(0)

@@ -104,29 +104,29 @@ def compare(frame: pd.DataFrame, pairs: str | Iterable[tuple[str, str]], by: str
 def paired_test(differences: ArrayLike) -> tuple[float, float, float, float]:
     """Mean of paired (seeds, questions) differences, its 95 % interval and the two-sided p that it is 0.
 
-    Seeds and questions are crossed random effects: Var(mean) = (MS_seeds + MS_questions - MS_rest) / (seeds *
-    questions), Student's t at Satterthwaite's degrees of freedom (the quasi-F of Clark, "The language-as-fixed-effect
-    fallacy", 1973). In simulations without a difference, 3 or 5 seeds that disagree have p < 0.05 in 5 to 8 %
-    (resampling both: 9 to 23 %, averaging over seeds first: 33 to 88 %). With one seed: a bootstrap over questions and
-    a permutation test.
+    Both samples are drawn anew and their errors added: the questions' means by the bootstrap; the seeds', which are too
+    few for it, from Student's t with seeds - 1 degrees of freedom. The noise of single trainings is counted once, with
+    the seeds. In simulations without a difference (2 to 10 seeds, 30 or 400 questions) p is below 0.05 in 1 to 8 %;
+    drawing both with replacement gives 9 to 23 %, averaging over seeds first 33 to 88 %. With one seed: the bootstrap
+    over questions and a permutation test.
     """
     differences = np.atleast_2d(np.asarray(differences, dtype=float))
     seeds, questions = differences.shape
     if min(seeds, questions) == 1:
         return *interval(differences), sign_flip(differences.ravel())
     mean, of_seeds, of_questions = differences.mean(), differences.mean(axis=1), differences.mean(axis=0)
-    rest = differences - of_seeds[:, None] - of_questions + mean
-    degrees = np.array([seeds - 1, questions - 1, (seeds - 1) * (questions - 1)])
-    squares = np.array(
-        [questions * of_seeds.var(ddof=1), seeds * of_questions.var(ddof=1), (rest**2).sum() / degrees[2]]
-    )
-    variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])  # never below what one sample gives
-    if variance <= 1e-12 * mean**2:
+    if np.ptp(differences) <= 1e-12 * abs(mean):
         return float(mean), float(mean), float(mean), float(mean == 0)
-    freedom = max(1.0, variance**2 / (squares**2 / degrees).sum())
-    error = np.sqrt(variance / differences.size)
-    reach = error * stats.t.ppf(0.975, freedom)
-    return float(mean), float(mean - reach), float(mean + reach), float(2 * stats.t.sf(abs(mean) / error, freedom))
+    rest = differences - of_seeds[:, None] - of_questions + mean
+    noise = (rest**2).sum() / ((seeds - 1) * (questions - 1)) / seeds  # in the variance of a question's mean
+    share = max(0.0, 1 - noise / of_questions.var(ddof=1)) if np.ptp(of_questions) else 0.0
+    rng, draws = np.random.default_rng(0), 9999
+    found = stats.bootstrap((of_questions,), np.mean, method="percentile", n_resamples=draws, batch=500, rng=rng)
+    errors = np.copysign(np.sqrt(share), mean) * (found.bootstrap_distribution - mean)  # the same for -differences
+    errors = np.sort(np.abs(errors + rng.standard_t(seeds - 1, draws) * of_seeds.std(ddof=1) / np.sqrt(seeds)))
+    reach = errors[-(5 * (draws + 1) // 100 - 1)]  # p < 0.05 just where the interval leaves out 0
+    p = (1 + np.sum(errors >= abs(mean))) / (draws + 1)
+    return float(mean), float(mean - reach), float(mean + reach), float(p)
 
 
 def sign_flip(differences: ArrayLike) -> float:

@@ -1,9 +1,10 @@
 """Run the notebooks: ``python -m laser_lab.lab.notebooks`` (what ``make figures`` calls).
 
 Each notebook is executed by papermill, in place, and replaces the old one only when it ran to its end. The manifest in
-``figures/data`` says which files it wrote, by which code, and which trainings and tables are behind each figure. A run
-of all skips what this machine has already run as it and the library stand, and whose outputs are unchanged; a notebook
-that is named runs in any case. ``--preset full`` runs those that have seeds with more of them, and writes to
+``figures/data`` says which files it wrote, by which code, and which trainings and tables are behind each figure. Two
+notebooks run side by side, with one thread each, so that both cores are busy where one notebook only loads or draws.
+A run of all skips what this machine has already run as it and the library stand, and whose outputs are unchanged; a
+notebook that is named runs in any case. ``--preset full`` runs those that have seeds with more of them, and writes to
 ``figures/full``, notebooks included.
 """
 
@@ -16,7 +17,10 @@ import json
 import os
 import re
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +44,8 @@ FIGURES = PACKAGE.parent / "figures"
 MANIFEST = FIGURES / "data" / "manifest.json"
 DRAWINGS = ("method", "hopworld")
 """Figures without a number; the first notebook makes them."""
+SIDE_BY_SIDE = 2
+"""Notebooks that run at a time."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -47,7 +53,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "FIGURES": "../figures/full",
         "SEEDS": [0, 1, 2, 3, 4],
         "SEEDS_OF_PARTS": [0, 1, 2],
+        "PARTS": ["latent", "laser-no-latent", "laser-no-trajectory", "laser-no-output", "laser-no-colearning"],
         "TRAIN_STEPS": [1, 2, 3, 4, 5, 6, 7, 8],
+        "SWEEP": [1, 3, 9],
     },
 }
 """Values for the parameters that a notebook has, by name; ``default`` is what stands in the notebooks."""
@@ -65,7 +73,7 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
     notebook, output = Path(notebook), Path(output)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"  # transformers' too: they leave broken lines in a notebook
     output.parent.mkdir(parents=True, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = threads_of(notebook)
+    os.environ["OMP_NUM_THREADS"] = "1"  # the other core has its own notebook
     with atomic_file(output) as temporary, scratch_folder("k") as sockets:
         content = nbformat.read(notebook, as_version=4)
         for cell in content.cells:
@@ -89,13 +97,6 @@ def run(notebook: str | os.PathLike[str], output: str | os.PathLike[str], **para
             if cell.cell_type == "code":  # warnings and progress bars name paths and machines
                 cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and not _is_bar(o)]
         nbformat.write(executed, temporary)
-
-
-def threads_of(notebook: Path) -> str:
-    """CPU threads of a notebook's kernel: two for Gemma; one for small models, whose threads only wait for each other
-    and whose cells run one process per core anyway (docs/speed.md)."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    return "2" if "gemma-3-270m" in "".join(cell.source for cell in cells) else "1"
 
 
 def _is_bar(output: Any) -> bool:
@@ -188,6 +189,8 @@ def _stamp(notebook: Path, preset: str) -> Path:
     stands, the values of the preset, the library and its versions, and the records of long runs beside the figures."""
     code = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
     read = [*PACKAGE.rglob("*"), *(FIGURES / "data").glob("*" if notebook.name.startswith("00") else "[!0-9]*")]
+    if preset == "default" and "figures/full" in "".join(code):
+        read += (FIGURES / "full" / "data").glob("*")
     written = {MANIFEST, *written_by(notebook)}
     read = [file for file in sorted(read) if file.is_file() and file.suffix != ".pyc" and file not in written]
     found = {name: version(name) for name in ("torch", "transformers", "peft", "sentence-transformers")}
@@ -213,21 +216,38 @@ def main(arguments: list[str] | None = None) -> int:
     if values and not options.names:
         chosen = [notebook for notebook in chosen if parameters_of(notebook) & values.keys() - {"FIGURES"}]
     figures = FIGURES.parent / "notebooks" / values["FIGURES"] if "FIGURES" in values else FIGURES
-    for notebook in chosen:
+    manifest = threading.Lock()
+
+    def make(notebook: Path) -> str:
         start = time.time()
-        print(f"{notebook.stem} ...", end=" ", flush=True)
         stamp = _stamp(notebook, options.preset)  # before: what is edited meanwhile is not what ran
         output = figures / notebook.name if "FIGURES" in values else notebook
         noted = read_json(stamp) if stamp.exists() else None
         if not options.names and output.exists() and noted == _outputs(notebook, output, figures):
-            print("up to date")
-            continue
+            return "up to date"
         run(notebook, output, **values)
-        _record(notebook, start, options.preset, figures)
+        with manifest:
+            _record(notebook, start, options.preset, figures)
         write_text(stamp, json.dumps(_outputs(notebook, output, figures)))
-        print(f"{time.time() - start:.0f} s", flush=True)
+        return f"{time.time() - start:.0f} s"
+
+    # the first notebooks are short: as the last ones they leave no core without work; 00 reads what the others wrote
+    for some in ([n for n in reversed(chosen) if n.name[:2] != "00"], [n for n in chosen if n.name[:2] == "00"]):
+        for notebook, said in _side_by_side(make, some):
+            print(f"{notebook.stem}: {said}", flush=True)
     print(f"figures are in {figures.resolve()}")
     return 0
+
+
+def _side_by_side(make: Callable[[Path], str], notebooks: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Each notebook and what `make` says of it, as they end. After an error no other one starts."""
+    pool = ThreadPoolExecutor(SIDE_BY_SIDE)
+    try:
+        running = {pool.submit(make, notebook): notebook for notebook in notebooks}
+        for done in as_completed(running):
+            yield running[done], done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _outputs(notebook: Path, output: Path, figures: Path) -> dict[str, str]:

@@ -149,10 +149,11 @@ def _points(ax: Axes, frame: pd.DataFrame, measure: str, x: str, order: dict[str
         for at, (_, row) in enumerate(points.sort_values(x).iterrows(), 1):
             # away from its neighbours: the last of several to the right of its point, the others to the left
             right, up = at == len(points) if len(points) > 1 else not above, above
-            others = frame[frame["method"] != method]
-            near = others[(others[x] / row[x]).between(0.8, 1.25) & ((others[measure] - row[measure]).abs() < 0.15)]
-            if len(near) and len(points) == 1:
-                right, up = row[x] > near[x].mean(), row[measure] > near[measure].mean()
+            if len(points) == 1:
+                others = frame[frame["method"] != method]
+                near = others[(others[x] / row[x]).between(0.8, 1.25) & ((others[measure] - row[measure]).abs() < 0.15)]
+                if len(near):
+                    right, up = row[x] > near[x].mean(), row[measure] > near[measure].mean()
             place = dict(xytext=(6 if right else -6, 7 if up else -15), ha="left" if right else "right")
             ax.annotate(row["label"], (row[x], row[measure]), fontsize=9, color=look["color"],
                         textcoords="offset points", **place)  # fmt: skip

@@ -54,11 +54,12 @@ def metric_by_steps(
             ax.fill_between(line[x], line["low"], line["high"], color=colour, alpha=alpha, linewidth=0)
             ax.plot(line[x], line[measure], color=colour, linewidth=2, label=str(name), **look)
         ax.set_yscale("log" if "y" in log else "linear")
-        span = frame["high"].max() / frame["low"][frame["low"] > 0].min()
-        if "y" in log and span < 1000:  # powers of ten would be too few
-            subs = (1, 1.5, 2, 3, 5) if span < 10 else (1, 2, 5)
-            ax.yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
-            ax.yaxis.set_major_formatter("{x:g}")
+        if "y" in log:
+            span = frame["high"].max() / frame["low"][frame["low"] > 0].min()
+            if span < 1000:  # powers of ten would be too few
+                subs = (1, 1.5, 2, 3, 5) if span < 10 else (1, 2, 5)
+                ax.yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
+                ax.yaxis.set_major_formatter("{x:g}")
         if "x" in log:
             ax.set_xscale("log")
         if part[x].nunique() < 12:

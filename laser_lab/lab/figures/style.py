@@ -123,7 +123,7 @@ def save(
         data: None for a drawing, which has no table.
         made_from: Trainings (:class:`laser_lab.lab.cached.Cached`) and files of tables behind the figure. The PNG's
             ``Description`` holds them, as JSON: a training's configuration by hash, with its key and a hash of what
-            was read from it; a table's name, with its hash.
+            was read from it; a table's name (``full/NAME`` for one of the full preset), with its hash.
 
     Raises:
         ValueError: `name` is not a plain file stem.
@@ -162,7 +162,9 @@ def _sources(made_from: Iterable[Any]) -> dict[str, str]:
     found = {}
     for source in made_from:
         if isinstance(source, (str, Path)):
-            found[Path(source).name] = short(Path(source).read_bytes())
+            file = Path(source)
+            preset = "full/" if file.parent.parent.name == "full" else ""
+            found[preset + file.name] = short(file.read_bytes())
         else:
             name = short(json.dumps(source.configuration, sort_keys=True).encode())
             found[name] = f"{source.key} {short((source.folder / 'per_query.csv').read_bytes())}"
