@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from laser_lab.base.stats import compare, failure_rate, interval, paired_test, proportion, sign_flip, summarise
+from laser_lab.base.stats import (
+    NOT_TRAINED,
+    compare,
+    failure_rate,
+    interval,
+    paired_test,
+    proportion,
+    sign_flip,
+    summarise,
+)
 
 
 def table(values, methods=("a", "b")):
@@ -70,7 +79,11 @@ def test_compare_sees_that_seeds_disagree():
 def test_compare_pairs_what_can_be_paired():
     values = np.arange(40.0).reshape(2, 2, 10) / 40
     frame = table(values, "ab")
-    untrained = frame[(frame["method"] == "b") & (frame["seed"] == 0)]
+    first = frame[(frame["method"] == "b") & (frame["seed"] == 0)]
+    trained_once = compare(pd.concat([frame[frame["method"] == "a"], first]), [("a", "b")])
+    assert trained_once["seeds"].item() == 1, "one training says nothing of others"
+    assert trained_once["difference"].item() == pytest.approx(values[0, 0].mean() - values[1, 0].mean())
+    untrained = first.assign(seed=NOT_TRAINED)
     both = pd.concat([frame[frame["method"] == "a"], untrained])
     found = compare(both, [("a", "b")])
     expected = values[0].mean(1) - values[1, 0].mean()

@@ -2,7 +2,7 @@
 
 Each notebook is executed by papermill, in place, and replaces the old one only when it ran to its end. The manifest in
 ``figures/data`` says which files it wrote, by which code, and which trainings and tables are behind each figure. Two
-notebooks run side by side, with one thread each, so that both cores are busy where one notebook only loads or draws.
+notebooks run side by side, so that both cores are busy where one notebook only loads or draws.
 A run of all skips what this machine has already run as it and the library stand, and whose outputs are unchanged; a
 notebook that is named runs in any case. ``--preset full`` runs those that have seeds with more of them, and writes to
 ``figures/full``, notebooks included.
@@ -14,14 +14,15 @@ import argparse
 import ast
 import hashlib
 import json
+import multiprocessing
 import os
 import re
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -188,14 +189,20 @@ def _stamp(notebook: Path, preset: str) -> Path:
     """Where it is noted that this machine has run `notebook`, by all that its outputs depend on: its code as it
     stands, the values of the preset, the library and its versions, and the records of long runs beside the figures."""
     code = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
-    read = [*PACKAGE.rglob("*"), *(FIGURES / "data").glob("*" if notebook.name.startswith("00") else "[!0-9]*")]
+    every, number = notebook.name.startswith("00"), notebook.name[:3]
+    read = [*PACKAGE.rglob("*"), *(FIGURES / "data").glob("*" if every else "[!0-9]*")]
     if preset == "default" and "figures/full" in "".join(code):
-        read += (FIGURES / "full" / "data").glob("*")
+        read += (FIGURES / "full" / "data").glob("*" if every else f"{number}*")
     written = {MANIFEST, *written_by(notebook)}
-    read = [file for file in sorted(read) if file.is_file() and file.suffix != ".pyc" and file not in written]
+    read = [file for file in sorted(read) if file.is_file() and file not in written and not _comes_and_goes(file)]
     found = {name: version(name) for name in ("torch", "transformers", "peft", "sentence-transformers")}
     text = json.dumps([code, PRESETS[preset], [*map(digest, read)], found], sort_keys=True)
     return cache_dir() / "notebooks" / f"{notebook.stem}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+
+
+def _comes_and_goes(file: Path) -> bool:
+    """Whether it is bytecode, or is being written."""
+    return "__pycache__" in file.parts or file.name.startswith(".")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -216,32 +223,38 @@ def main(arguments: list[str] | None = None) -> int:
     if values and not options.names:
         chosen = [notebook for notebook in chosen if parameters_of(notebook) & values.keys() - {"FIGURES"}]
     figures = FIGURES.parent / "notebooks" / values["FIGURES"] if "FIGURES" in values else FIGURES
-    manifest = threading.Lock()
-
-    def make(notebook: Path) -> str:
-        start = time.time()
-        stamp = _stamp(notebook, options.preset)  # before: what is edited meanwhile is not what ran
-        output = figures / notebook.name if "FIGURES" in values else notebook
-        noted = read_json(stamp) if stamp.exists() else None
-        if not options.names and output.exists() and noted == _outputs(notebook, output, figures):
-            return "up to date"
-        run(notebook, output, **values)
-        with manifest:
-            _record(notebook, start, options.preset, figures)
-        write_text(stamp, json.dumps(_outputs(notebook, output, figures)))
-        return f"{time.time() - start:.0f} s"
-
+    make = partial(_make, preset=options.preset, figures=figures, named=bool(options.names))
     # the first notebooks are short: as the last ones they leave no core without work; 00 reads what the others wrote
     for some in ([n for n in reversed(chosen) if n.name[:2] != "00"], [n for n in chosen if n.name[:2] == "00"]):
-        for notebook, said in _side_by_side(make, some):
-            print(f"{notebook.stem}: {said}", flush=True)
+        for notebook, made in _side_by_side(make, some):
+            if made:
+                started, stamp = made
+                _record(notebook, started, options.preset, figures)
+                write_text(stamp, json.dumps(_outputs(notebook, figures, options.preset)))
+            print(f"{notebook.stem}: {f'{time.time() - started:.0f} s' if made else 'up to date'}", flush=True)
     print(f"figures are in {figures.resolve()}")
     return 0
 
 
-def _side_by_side(make: Callable[[Path], str], notebooks: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """Each notebook and what `make` says of it, as they end. After an error no other one starts."""
-    pool = ThreadPoolExecutor(SIDE_BY_SIDE)
+def _make(notebook: Path, preset: str, figures: Path, named: bool) -> tuple[float, Path] | None:
+    """Run a notebook, if it is `named` or not up to date: when it started, and where to note that it ran."""
+    started = time.time()
+    stamp = _stamp(notebook, preset)  # before: what is edited meanwhile is not what ran
+    noted = read_json(stamp) if stamp.exists() else None
+    output = _output(notebook, figures, preset)
+    if not named and output.exists() and noted == _outputs(notebook, figures, preset):
+        return None
+    run(notebook, output, **PRESETS[preset])
+    return started, stamp
+
+
+def _side_by_side(make: Callable[[Path], Any], notebooks: Sequence[Path]) -> Iterator[tuple[Path, Any]]:
+    """Each notebook and what `make` returns for it, as they end; :data:`SIDE_BY_SIDE` at a time, in processes of their
+    own. After an error no other one starts."""
+    if len(notebooks) < 2:
+        yield from ((notebook, make(notebook)) for notebook in notebooks)
+        return
+    pool = ProcessPoolExecutor(SIDE_BY_SIDE, multiprocessing.get_context("spawn"))
     try:
         running = {pool.submit(make, notebook): notebook for notebook in notebooks}
         for done in as_completed(running):
@@ -250,8 +263,12 @@ def _side_by_side(make: Callable[[Path], str], notebooks: Iterable[Path]) -> Ite
         pool.shutdown(cancel_futures=True)
 
 
-def _outputs(notebook: Path, output: Path, figures: Path) -> dict[str, str]:
-    return {notebook.name: digest(output)} | _digests(notebook, figures)
+def _output(notebook: Path, figures: Path, preset: str) -> Path:
+    return figures / notebook.name if "FIGURES" in PRESETS[preset] else notebook
+
+
+def _outputs(notebook: Path, figures: Path, preset: str) -> dict[str, str]:
+    return {notebook.name: digest(_output(notebook, figures, preset))} | _digests(notebook, figures)
 
 
 if __name__ == "__main__":

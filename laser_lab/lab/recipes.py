@@ -66,6 +66,10 @@ GROUPS: dict[str, Group] = {
     "easy-published": Group(
         {"laser": (3, 5, 8), "laser-released": (3,), "latent": (3, 5, 8), "gircse": (3,), "basic": (1,)}, seeds=5
     ),
+    "easy-parts": Group(
+        {"laser-no-latent": (1,), "laser-no-trajectory": (3,), "laser-no-output": (3,), "laser-no-colearning": (3,)},
+        seeds=5,
+    ),
     "thinking-documents": Group({"lexical": (5,)}, seeds=3, changes={"document_steps": None}),
     "wordy": Group({"lexical": (3,)}, {"verbosity": 5}, WORDY),
     "wordy-others": Group(

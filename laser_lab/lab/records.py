@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 
 from laser_lab.base.files import write_text
-from laser_lab.base.stats import compare, summarise
-from laser_lab.lab.rows import READINGS, Row, without_paths
+from laser_lab.base.stats import NOT_TRAINED, compare, summarise
+from laser_lab.lab.rows import READINGS, STOCK, UNTRAINED, Row, without_paths
 from laser_lab.methods import METHODS
 from laser_lab.training.run import RUN_CARD
 
@@ -113,6 +113,8 @@ def differences(
 ) -> pd.DataFrame:
     """:func:`laser_lab.base.stats.compare` in `measure`, set by set (``data``), of the pairs that are there."""
     pairs, tests = list(pairs), []
+    if by == "method":
+        frame = frame.assign(seed=frame["seed"].mask(frame["system"].isin([*UNTRAINED, STOCK]), NOT_TRAINED))
     for name, part in frame.groupby("data", sort=False):
         known = [pair for pair in pairs if set(pair) <= set(part[by])]
         tests.append(compare(part.assign(**{"ndcg@10": part[measure]}), known, by=by).assign(data=name))
