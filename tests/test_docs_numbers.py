@@ -252,7 +252,7 @@ def test_numbers_of_words_and_of_other_systems():
     less = {part: trainings(f"lexical-no-{part}", 3, "wordy").mean() for part in ("novelty", "idf", "eos", "halting")}
     step = table("latency_methods").set_index("name")["time_ratio"]
     own, other, bm25, with_words = words_of_thoughts()
-    real, hops = entailment_bank(), table("14_hops").set_index(["hops to follow", "method"])["ndcg@10"]
+    real, hops = entailment_bank(), table("../full/data/14_hops").set_index(["hops to follow", "method"])["ndcg@10"]
     score, one, three = real["ndcg@10"], hops["1 hop"], hops["3 hops"]
     tuned = table("lame_search").query("learning_rate == 0.002 and reconstruction == 1 and diversity == 0.1")
     tuned = tuned.fillna({"start_word": ""})

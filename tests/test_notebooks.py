@@ -38,10 +38,11 @@ TINY = {
     "03_train_laser": dict(SEEDS=[0], STEPS=4, BATCH=8, THINKING_STEPS=2, SHOWN=1, WORLD=TINY_WORLD),
     "04_ablate_k": TINY_GRID | dict(TRAIN_STEPS=[1, 2]),
     "05_ablate_losses": TINY_GRID | dict(THINKING_STEPS=2, PARTS=notebooks.PRESETS["full"]["PARTS"]),
-    "06_latency_utility": TINY_GRID,
+    "06_latency_utility": TINY_GRID
+    | dict(ROWS={"basic": 1, "latent": 3, "gircse": 3, "laser": 3, "lexical": 3, "rewrite": 1}, OTHERS={}),
     "07_rewrite_gain": TINY_GRID | dict(METHODS={"basic": 1, "laser": 2}),
     "08_scale": TINY_GRID | dict(SIZES=[[1, 16], [1, 24]], METHODS={"basic": 1, "laser": 2}),
-    "09_latent_vocabulary": TINY_GRID | dict(THINKING_STEPS=2, METHODS=["laser", "latent"]),
+    "09_latent_vocabulary": TINY_GRID | dict(THINKING_STEPS=2, METHODS=["laser"], ALONE=["latent"]),
     "10_latent_geometry": TINY_GRID | dict(THINKING_STEPS=2, SHOWN=6),
     "11_real_language": {},  # and what `tiny_sets` says
     "12_inside_a_thought": TINY_GRID | dict(THINKING_STEPS=2, PROBE_TEXTS=20, QUESTIONS=4, MODEL_STEPS=2),

@@ -57,6 +57,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "PARTS": ["latent", "laser-no-latent", "laser-no-trajectory", "laser-no-output", "laser-no-colearning"],
         "TRAIN_STEPS": [1, 2, 3, 4, 5, 6, 7, 8],
         "SWEEP": [1, 3, 9],
+        "WORLDS": [{"hops": 1, "dev": 20, "test": 80}, {}],
+        "ALONE": ["latent"],
     },
 }
 """Values for the parameters that a notebook has, by name; ``default`` is what stands in the notebooks."""
