@@ -27,13 +27,12 @@ browser:
 lab: $(VENV)/.ready
 	$(BIN)/jupyter lab notebooks
 
-# torch comes first and with pip: asked for by another package it may pull a far larger build. Bytecode is written when a
-# module is first imported: most of what is installed never is.
+# torch comes first and with pip: asked for by another package it may pull a far larger build.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed (make PYTHON=...)")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[lab,gemma,test]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,gemma,test]'
 	touch $@
 
 clean:

@@ -225,29 +225,30 @@ def main(arguments: list[str] | None = None) -> int:
     if values and not options.names:
         chosen = [notebook for notebook in chosen if parameters_of(notebook) & values.keys() - {"FIGURES"}]
     figures = FIGURES.parent / "notebooks" / values["FIGURES"] if "FIGURES" in values else FIGURES
-    make = partial(_make, preset=options.preset, figures=figures, named=bool(options.names))
+    make = partial(_make, figures=figures, preset=options.preset)
     # the first notebooks are short: as the last ones they leave no core without work; 00 reads what the others wrote
     for some in ([n for n in reversed(chosen) if n.name[:2] != "00"], [n for n in chosen if n.name[:2] == "00"]):
-        for notebook, made in _side_by_side(make, some):
-            if made:
-                started, stamp = made
-                _record(notebook, started, options.preset, figures)
-                write_text(stamp, json.dumps(_outputs(notebook, figures, options.preset)))
-            print(f"{notebook.stem}: {f'{time.time() - started:.0f} s' if made else 'up to date'}", flush=True)
+        stamps = {n: _stamp(n, options.preset) for n in some}  # before: what is edited meanwhile is not what ran
+        waiting = []
+        for notebook, stamp in stamps.items():
+            noted = read_json(stamp) if stamp.exists() and _output(notebook, figures, options.preset).exists() else None
+            if options.names or not noted or noted != _outputs(notebook, figures, options.preset):
+                waiting.append(notebook)
+            else:
+                print(f"{notebook.stem}: up to date")
+        for notebook, started in _side_by_side(make, waiting):
+            _record(notebook, started, options.preset, figures)
+            write_text(stamps[notebook], json.dumps(_outputs(notebook, figures, options.preset)))
+            print(f"{notebook.stem}: {time.time() - started:.0f} s", flush=True)
     print(f"figures are in {figures.resolve()}")
     return 0
 
 
-def _make(notebook: Path, preset: str, figures: Path, named: bool) -> tuple[float, Path] | None:
-    """Run a notebook, if it is `named` or not up to date: when it started, and where to note that it ran."""
+def _make(notebook: Path, figures: Path, preset: str) -> float:
+    """Run a notebook; when it started."""
     started = time.time()
-    stamp = _stamp(notebook, preset)  # before: what is edited meanwhile is not what ran
-    noted = read_json(stamp) if stamp.exists() else None
-    output = _output(notebook, figures, preset)
-    if not named and output.exists() and noted == _outputs(notebook, figures, preset):
-        return None
-    run(notebook, output, **PRESETS[preset])
-    return started, stamp
+    run(notebook, _output(notebook, figures, preset), **PRESETS[preset])
+    return started
 
 
 def _side_by_side(make: Callable[[Path], Any], notebooks: Sequence[Path]) -> Iterator[tuple[Path, Any]]:
