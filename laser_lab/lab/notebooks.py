@@ -30,7 +30,7 @@ from typing import Any
 from PIL import Image
 
 from laser_lab.base.files import atomic_file, cache_dir, missing_extra, read_json, write_text
-from laser_lab.base.processes import scratch_folder
+from laser_lab.base.processes import end_with_parent, scratch_folder
 from laser_lab.lab.provenance import PACKAGE, code_version, imported, versions
 
 try:
@@ -257,7 +257,8 @@ def _side_by_side(make: Callable[[Path], Any], notebooks: Sequence[Path]) -> Ite
     if len(notebooks) < 2:
         yield from ((notebook, make(notebook)) for notebook in notebooks)
         return
-    pool = ProcessPoolExecutor(SIDE_BY_SIDE, multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(SIDE_BY_SIDE, spawn, initializer=end_with_parent, initargs=(os.getpid(),))
     try:
         running = {pool.submit(make, notebook): notebook for notebook in notebooks}
         for done in as_completed(running):
