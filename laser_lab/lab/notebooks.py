@@ -2,10 +2,10 @@
 
 Each notebook is executed by papermill, in place, and replaces the old one only when it ran to its end. The manifest in
 ``figures/data`` says which files it wrote, by which code, and which trainings and tables are behind each figure. Two
-notebooks run side by side, so that both cores are busy where one notebook only loads or draws.
-A run of all skips what this machine has already run as it and the library stand, and whose outputs are unchanged; a
-notebook that is named runs in any case. ``--preset full`` runs those that have seeds with more of them, and writes to
-``figures/full``, notebooks included.
+notebooks run side by side, so that both cores are busy where one notebook only loads or draws. A run of all skips what
+this machine has already run as it and the library stand, and whose outputs are unchanged; a notebook that is named runs
+in any case. ``--preset full`` runs those that have seeds with more of them, and writes to ``figures/full``, notebooks
+included.
 """
 
 from __future__ import annotations
@@ -229,19 +229,21 @@ def main(arguments: list[str] | None = None) -> int:
     # the first notebooks are short: as the last ones they leave no core without work; 00 reads what the others wrote
     for some in ([n for n in reversed(chosen) if n.name[:2] != "00"], [n for n in chosen if n.name[:2] == "00"]):
         stamps = {n: _stamp(n, options.preset) for n in some}  # before: what is edited meanwhile is not what ran
-        waiting = []
-        for notebook, stamp in stamps.items():
-            noted = read_json(stamp) if stamp.exists() and _output(notebook, figures, options.preset).exists() else None
-            if options.names or not noted or noted != _outputs(notebook, figures, options.preset):
-                waiting.append(notebook)
-            else:
-                print(f"{notebook.stem}: up to date")
-        for notebook, started in _side_by_side(make, waiting):
+        done = [n for n, stamp in stamps.items() if not options.names and _has_run(n, stamp, figures, options.preset)]
+        for notebook in done:
+            print(f"{notebook.stem}: up to date")
+        for notebook, started in _side_by_side(make, [n for n in some if n not in done]):
             _record(notebook, started, options.preset, figures)
             write_text(stamps[notebook], json.dumps(_outputs(notebook, figures, options.preset)))
             print(f"{notebook.stem}: {time.time() - started:.0f} s", flush=True)
     print(f"figures are in {figures.resolve()}")
     return 0
+
+
+def _has_run(notebook: Path, stamp: Path, figures: Path, preset: str) -> bool:
+    """Whether `stamp` notes the outputs as they are."""
+    there = stamp.exists() and _output(notebook, figures, preset).exists()
+    return there and read_json(stamp) == _outputs(notebook, figures, preset)
 
 
 def _make(notebook: Path, figures: Path, preset: str) -> float:
