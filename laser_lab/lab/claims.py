@@ -153,7 +153,8 @@ def latency(read: Table) -> tuple[str, str]:
     others = ours[(ours["batch"] != one["batch"]) | (ours["tokens"] != one["tokens"])]
     says = f"{ratio:.2f} times one pass ({where})"
     says += "".join(f"; {row['batch']} x {row['tokens']}: {row['passes']:.2f}" for _, row in others.iterrows())
-    return (HOLDS if COST[0] <= ratio <= COST[1] else FAILS), says
+    inside = [COST[0] <= each <= COST[1] for each in (ratio, *others["passes"])]
+    return HOLDS if all(inside) else OPEN if any(inside) else FAILS, says
 
 
 def budget(read: Table) -> tuple[str, str]:
@@ -179,6 +180,7 @@ def depth(read: Table) -> tuple[str, str]:
 
 def causes(read: Table) -> tuple[str, str]:
     table = read("12_swaps").query("outcome == 'changed path' and put_in == 'token'")
+    pooled = table[(table["thoughts"] == "swapped, all states pooled") & (table["method"] == "lexical")]
     quality = read("03_quality").query("train_steps == thinking_steps").set_index("method")["ndcg@10"]
     least, says = {}, []
     for method, rates in table[table["thoughts"] == "swapped, later states only"].groupby("method"):
@@ -187,14 +189,21 @@ def causes(read: Table) -> tuple[str, str]:
     own = least["lexical"]
     before = table.loc[(table["thoughts"] == "undisturbed") & (table["method"] == "lexical"), "high"].max()
     verdict = HOLDS if own["low"] > max(FOLLOWED, before) else FAILS if own["high"] < FOLLOWED else OPEN
-    return verdict, "judged by lexical; retrieval follows " + ", ".join(says)
+    whole = value(pooled.loc[pooled["share"].idxmin()], "share")
+    how = "judged by lexical, another entity's embedding put in"
+    return verdict, f"{how}; retrieval follows {', '.join(says)}; by the whole embedding lexical {whole}"
 
 
 def one_pass(read: Table) -> tuple[str, str]:
     table = read("14_quality").set_index("method")
     best = table.loc[table.index.isin(["lexical", "gircse", "laser"]), "ndcg@10"].idxmax()
     test = _row(read("14_tests"), first=best, second="lame")
-    return _above(test), f"{best} {value(table.loc[best])}, lame {value(table.loc['lame'])}; {change(test)}"
+    says = f"{best} {value(table.loc[best])}, lame {value(table.loc['lame'])}; {change(test)}"
+    one = read("14_hops").query("`hops to follow` == '1 hop'").set_index("method").loc[["lame", "basic"]]
+    if one.loc["lame", "high"] < one.loc["basic", "low"]:
+        at_one = f"lame {value(one.loc['lame'])}, basic {value(one.loc['basic'])}"
+        return OPEN, f"{says}. But lame lags behind one plain pass at one hop already: {at_one}"
+    return _above(test), says
 
 
 def not_here(read: Table) -> tuple[str, str]:
@@ -212,7 +221,7 @@ CLAIMS: tuple[tuple[str, str, Callable[[Table], tuple[str, str]], str], ...] = (
     ("paper", "Guided thoughts keep their meaning, contrastive ones lose it", meaning, "09"),
     (
         "paper",
-        "Three thoughts cost 1.5 to 1.7 times one pass (Fig. 1; on the machine named here)",
+        "Three thoughts cost 1.5 to 1.7 times one pass (Fig. 1; on the machine and at the lengths named here)",
         latency,
         "06",
     ),
@@ -220,8 +229,8 @@ CLAIMS: tuple[tuple[str, str, Callable[[Table], tuple[str, str]], str], ...] = (
     ("ours", "Halting makes K a budget: more steps change nothing", budget, "16"),
     ("ours", "Thoughts that are taught words hold wordy reasoning", words, "05"),
     ("ours", "Thoughts are as long as the question is deep", depth, "16"),
-    ("ours", "Retrieval computes with its thoughts: change one, it follows", causes, "12"),
-    ("ours", "One pass with reason tokens cannot compose three hops, a loop can", one_pass, "14"),
+    ("ours", "Change a thought, and the states after it lead where the new one leads", causes, "12"),
+    ("ours", "One pass with reason tokens (LaME) cannot follow three hops, a loop can", one_pass, "14"),
 )
 """Whose claim, the claim, what is said to it, and the notebook."""
 
