@@ -4,6 +4,8 @@ import pandas as pd
 import pytest
 from test_docs import PAGES, ROOT
 
+from laser_lab.base.stats import compare
+from laser_lab.lab.conclusions import change
 from laser_lab.lab.recipes import FAILED
 
 
@@ -139,6 +141,7 @@ def test_numbers_of_entailment_bank():
         f"hold {own * 100:.0f} % of the words",
         f"{other * 100:.0f} % of those that another question's adds",
         f"from {bm25:.3f} to {with_words:.3f}",
+        f"another question's words is met by the mean ({own / other:.1f})",
         f"raises BM25 to {once[3]:.3f}, and its 20 tokens hold {once[0] * 100:.0f} % and {once[1] * 100:.0f} %",
     )
 
@@ -154,7 +157,15 @@ def test_numbers_of_strategyqa():
     words = table("11_words").query("panel == 'StrategyQA: dev' and label == 'lexical'").set_index("words of")["recall"]
     bm25 = table("11_bm25").query("data == 'StrategyQA' and method == 'lexical'").set_index("ranking")["ndcg@10"]
     worth = table("strategyqa_worth").query("system == 'lexical'").groupby("condition")["ndcg@10"].mean()
-    assert gain["high"] < 0 < control["low"]
+    assert gain["high"] < 0 < control["low"] and control["p_adjusted"] > 0.05
+    every = table("11_tests").query("data == 'StrategyQA'").set_index(["first", "second"])
+    latent = every.loc[("latent", "basic")]
+    assert latent["low"] < 0 < latent["high"]
+    trials = table("strategyqa_search_per_query").query("thinking_steps == train_steps")
+    trials["trial"] = trials["system"] + trials["lexical"].map(" {:g}".format)
+    light = trials.query("trial == 'lexical 0.1'")["ndcg@10"].mean()
+    test = compare(trials, [("lexical 0.1", "basic 0")], by="trial").iloc[0]
+    light_words = table("strategyqa_search_words").query("lexical == 0.1 and questions == 'dev' and step == 3")
     says(
         "docs/entailment_bank.md",
         f"`basic` has {basic:.3f}, `lexical` {lexical:.3f} ({gain['difference']:+.3f}, clearly behind), "
@@ -167,6 +178,9 @@ def test_numbers_of_strategyqa():
         f"the same words in one pass, has {real['lexical K=1']:.3f}: three thoughts are ahead of it by "
         f"{control['difference']:.3f} [{control['low']:+.3f}, {control['high']:+.3f}], by one seed",
         f"read by `basic`, has {real['rewrite']:.3f}",
+        f"`latent` has {real['latent']:.3f} ({latent['difference']:+.3f} against `basic`, not clear)",
+        f"At 0.1 `lexical` has {light:.3f} ({change(test)} against `basic`), and its thoughts still hold "
+        f"{light_words['own_so_far'].mean() * 100:.0f} % of the words",
     )
 
 

@@ -136,6 +136,13 @@ def test_search_records_every_trial_and_the_best(bank, tmp_path, capsys):
     own = table[(table["train_steps"] == table["thinking_steps"]) & (table["system"] == "latent")]
     assert best.loc["latent", "ndcg@10"] == own["ndcg@10"].max()
     assert "best on dev" in capsys.readouterr().out
+    assert language.main([*bank["call"][:3], "--out", str(tmp_path / "trials"), "--search"]) == 0
+    said = language.read_table(tmp_path / "trials_bm25.csv").query("ranking == 'dense'")
+    ours = said.groupby(["system", "learning_rate"])["ndcg@10"].mean()
+    shown = table[table["train_steps"] == table["thinking_steps"]].set_index(["system", "learning_rate"])["ndcg@10"]
+    for trial in ours.index.intersection(shown.index):
+        assert ours[trial] == pytest.approx(shown[trial], abs=1e-4)
+    assert len(ours.index.intersection(shown.index)) == 4
 
 
 def test_an_exported_adapter_is_the_trained_model(bank, tmp_path, monkeypatch, capsys):

@@ -189,9 +189,8 @@ def causes(read: Table) -> tuple[str, str]:
     own = least["lexical"]
     before = table.loc[(table["thoughts"] == "undisturbed") & (table["method"] == "lexical"), "high"].max()
     verdict = HOLDS if own["low"] > max(FOLLOWED, before) else FAILS if own["high"] < FOLLOWED else OPEN
-    whole = value(pooled.loc[pooled["share"].idxmin()], "share")
-    how = "judged by lexical, another entity's embedding put in"
-    return verdict, f"{how}; retrieval follows {', '.join(says)}; by the whole embedding lexical {whole}"
+    says.append(f"by the whole embedding lexical {value(pooled.loc[pooled['share'].idxmin()], 'share')}")
+    return verdict, f"judged by lexical, another entity's embedding put in; retrieval follows {', '.join(says)}"
 
 
 def one_pass(read: Table) -> tuple[str, str]:
@@ -201,8 +200,7 @@ def one_pass(read: Table) -> tuple[str, str]:
     says = f"{best} {value(table.loc[best])}, lame {value(table.loc['lame'])}; {change(test)}"
     one = read("14_hops").query("`hops to follow` == '1 hop'").set_index("method").loc[["lame", "basic"]]
     if one.loc["lame", "high"] < one.loc["basic", "low"]:
-        at_one = f"lame {value(one.loc['lame'])}, basic {value(one.loc['basic'])}"
-        return OPEN, f"{says}. But lame lags behind one plain pass at one hop already: {at_one}"
+        return OPEN, f"{says}. At one hop lame is behind basic: {value(one.loc['lame'])}, {value(one.loc['basic'])}"
     return _above(test), says
 
 

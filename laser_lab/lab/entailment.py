@@ -70,6 +70,12 @@ def _grid(values: dict[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(values, chosen)) for chosen in itertools.product(*lists)]
 
 
+def searched_settings(config: dict[str, Any]) -> list[str]:
+    """What the search of a configuration file tries: names of its own ``search``, then of those of its rows."""
+    tried = [config["search"], *(entry.get("search", {}) for entry in config["rows"])]
+    return list(dict.fromkeys(name for values in tried for name in values))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The table of a configuration file, row after row; a second call runs only what is missing. The records hold
     every finished row that the file asks for, also where --only or --seeds runs some of them."""
@@ -102,8 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [row for row in chosen if not options.seeds or row.seed in options.seeds]
     if not chosen:
         parser.error(f"nothing to run; there are {', '.join(dict.fromkeys(row.system for row in rows))}")
-    tried = [config["search"], *(entry.get("search", {}) for entry in config["rows"])] if options.search else []
-    settings = list(dict.fromkeys(name for values in tried for name in values))
+    settings = searched_settings(config) if options.search else []
     out = options.out or cache_dir() / "entailment" / "table.csv"
     if options.finished:
         table = write_records(rows, out, settings)

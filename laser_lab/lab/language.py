@@ -22,7 +22,7 @@ from laser_lab.data.bm25 import bm25, bm25_index, fused, weighted_bm25
 from laser_lab.data.readers import RetrievalTask, mini, read_dataset, read_task
 from laser_lab.encoder import think
 from laser_lab.evaluation import score_run
-from laser_lab.lab.entailment import rows_of
+from laser_lab.lab.entailment import rows_of, searched_settings
 from laser_lab.lab.records import system_label
 from laser_lab.lab.rows import Row, load_row, named_documents
 from laser_lab.loading import load
@@ -117,16 +117,18 @@ def keep_tables(row: Row) -> bool:
     return True
 
 
-def gathered(rows: Sequence[Row], part: str) -> pd.DataFrame:
-    """A table of all `rows` that have it, behind ``system``, ``train_steps`` and ``seed``."""
+def gathered(rows: Sequence[Row], part: str, settings: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of all `rows` that have it, behind ``system``, ``train_steps``, ``seed`` and `settings`
+    (:meth:`laser_lab.lab.rows.Row.setting`)."""
     import pandas as pd
 
     frames = []
     for row in rows:
         if (file := row.folder / f"{part}.csv").exists():
             frame = read_table(file)
-            for at, name in enumerate(("system", "train_steps", "seed")):
-                frame.insert(at, name, row.columns[name])
+            columns = {name: row.columns[name] for name in ("system", "train_steps", "seed")}
+            for at, (name, value) in enumerate((columns | {name: row.setting(name) for name in settings}).items()):
+                frame.insert(at, name, value)
             frames.append(frame)
     return pd.concat(frames, ignore_index=True)
 
@@ -159,9 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("config")
     parser.add_argument("--data", required=True, help="folder with corpus.jsonl, train.jsonl and dev.jsonl")
     parser.add_argument("--out", required=True, help="stem of the CSVs to write")
+    parser.add_argument("--search", action="store_true", help="of the trials of the search instead of the table's rows")
     options = parser.parse_args(arguments)
-    rows = []
-    for row in rows_of(read_yaml(options.config), options.data):
+    config, rows = read_yaml(options.config), []
+    settings = searched_settings(config) if options.search else []
+    for row in rows_of(config, options.data, search=options.search):
         if row.system == "zero-shot":
             row = replace(row, thinking_steps=3)
             row.run()
@@ -175,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not rows:
         parser.error("no row of the configuration is finished: run laser_lab.lab.entailment first")
     for part in PARTS:
-        _write(Path(f"{options.out}_{part}.csv"), gathered(rows, part))
+        _write(Path(f"{options.out}_{part}.csv"), gathered(rows, part, settings))
     return 0
 
 
