@@ -145,6 +145,14 @@ def test_search_records_every_trial_and_the_best(bank, tmp_path, capsys):
     assert len(ours.index.intersection(shown.index)) == 4
 
 
+@pytest.mark.parametrize("command", [main, language.main], ids=["entailment", "language"])
+def test_no_row_is_read_by_the_attention_that_is_wrong_on_a_gpu(bank, tmp_path, command):
+    torch.backends.cuda.enable_mem_efficient_sdp(True)
+    with pytest.raises(FileNotFoundError):
+        command([str(tmp_path / "none.yaml"), *bank["call"][1:3], "--out", str(tmp_path / "out")])
+    assert not torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
 def test_an_exported_adapter_is_the_trained_model(bank, tmp_path, monkeypatch, capsys):
     target = tmp_path / "lexical-entailment-bank"
     full = [*bank["call"][:-1], str(tmp_path / "full.csv"), "--corpus", "full", "--only", "laser", "--seeds", "1"]

@@ -22,7 +22,7 @@ from laser_lab.data.bm25 import bm25, bm25_index, fused, weighted_bm25
 from laser_lab.data.readers import RetrievalTask, mini, read_dataset, read_task
 from laser_lab.encoder import think
 from laser_lab.evaluation import score_run
-from laser_lab.lab.entailment import rows_of, searched_settings
+from laser_lab.lab.entailment import exact_attention, rows_of, searched_settings
 from laser_lab.lab.records import system_label
 from laser_lab.lab.rows import Row, load_row, named_documents
 from laser_lab.loading import load
@@ -163,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="stem of the CSVs to write")
     parser.add_argument("--search", action="store_true", help="of the trials of the search instead of the table's rows")
     options = parser.parse_args(arguments)
+    exact_attention()
     config, rows = read_yaml(options.config), []
     settings = searched_settings(config) if options.search else []
     for row in rows_of(config, options.data, search=options.search):
@@ -171,11 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             row.run()
         if row.done and (row.is_trained or row.system == "zero-shot"):
             name = f"{row.system}, K={row.steps}, seed {row.seed}"
-            if keep_tables(row):
+            if kept := keep_tables(row):
                 rows.append(row)
-                print(name, flush=True)
-            else:
-                print(f"{name}: left out, its weights are not here", flush=True)
+            print(name if kept else f"{name}: left out, its weights are not here", flush=True)
     if not rows:
         parser.error("no row of the configuration is finished: run laser_lab.lab.entailment first")
     for part in PARTS:
