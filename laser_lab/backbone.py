@@ -22,7 +22,8 @@ class Backbone(nn.Module):
     """A causal LM seen as the parts that latent thinking needs: embedding, body, last state, head.
 
     ``model`` may be a causal LM of `transformers`, a PEFT model around one, or a merged one. Shapes use B (batch),
-    T (tokens), D (hidden size), V (vocabulary).
+    T (tokens), D (hidden size), V (vocabulary). For a model with one key-value head, such as Gemma 3 270M, PyTorch's
+    memory-efficient attention is switched off in this process: on a GPU it gives wrong states.
 
     Raises:
         ValueError: The family computes its logits or embeddings in a way this class does not reproduce, or is no
@@ -43,6 +44,9 @@ class Backbone(nn.Module):
             tokenizer.pad_token = tokenizer.eos_token
         self.tokenizer = tokenizer
         use_fast_linear(model)
+        if getattr(self.config.get_text_config(), "num_key_value_heads", None) == 1:
+            # On a GPU it gives wrong states for 33, 65, 97, ... tokens (pytorch/pytorch#191937).
+            torch.backends.cuda.enable_mem_efficient_sdp(False)
         self._check()
 
     # -- the parts -------------------------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_model, tiny_tokenizer
+import transformers
+from conftest import SMALL, tiny_model, tiny_tokenizer
 
 import laser_lab as ll
 from laser_lab import weights
+from laser_lab.backbone import Backbone
 from laser_lab.base import files
 
 
@@ -119,6 +121,37 @@ def test_dtype_and_device(tiny_folder):
     model = ll.load(tiny_folder, dtype=torch.bfloat16, device="cpu")
     assert model.encoder.backbone.embedding_table.dtype == torch.bfloat16
     assert model.encode(["sky"]).dtype == "float32"
+
+
+def multi_query_model():
+    torch.manual_seed(0)
+    config = transformers.Qwen3Config(**(SMALL | {"num_key_value_heads": 1, "max_position_embeddings": 128}))
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def test_attention_that_is_wrong_on_a_gpu_is_switched_off(monkeypatch):
+    switched = []
+    monkeypatch.setattr(torch.backends.cuda, "enable_mem_efficient_sdp", switched.append)
+    Backbone(tiny_model(), tiny_tokenizer())
+    assert switched == [], "two key-value heads are read right"
+    Backbone(multi_query_model(), tiny_tokenizer())
+    assert switched == [False]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_states_of_a_cpu_at_every_length():
+    backbone = Backbone(multi_query_model().eval(), tiny_tokenizer())
+    ids = torch.randint(4, SMALL["vocab_size"], (4, 100))
+    mask = torch.ones_like(ids)
+    mask[0, :20] = 0
+    for length in (32, 33, 34, 65, 97, 98):
+        found = []
+        for device in ("cpu", "cuda"):
+            backbone.to(device)
+            some = ids[:, :length].to(device)
+            with torch.no_grad():
+                found.append(backbone.last_states(backbone.embed(some), mask[:, :length].to(device))[:, -1].cpu())
+        assert torch.allclose(*found, atol=1e-3), length
 
 
 def test_cached_build_is_atomic(tmp_path):

@@ -69,6 +69,20 @@ def test_a_version_that_is_shown_to_be_equal_keeps_the_earlier_name(tmp_path, mo
     assert code_version("toy.top", package=package) not in (first, second), "only that version"
 
 
+def test_a_module_that_is_shown_to_be_equal_keeps_the_earlier_name(tmp_path, monkeypatch):
+    """And so does all that reaches it, as long as nothing else changes."""
+    package, equal = tmp_path / "toy", tmp_path / "equal.json"
+    write(package, __init__="", top="from toy import low\n", low="x = 1\n")
+    first, whole = versions("toy.top", package=package), code_version("toy.top", package=package)
+    write(package, low="x = 2 - 1\n")
+    equal.write_text(json.dumps({versions("toy.low", package=package)["toy.low"]: {"equals": first["toy.low"]}}))
+    monkeypatch.setattr(provenance, "EQUAL", equal)
+    code_version.cache_clear()
+    assert versions("toy.top", package=package) == first and code_version("toy.top", package=package) == whole
+    write(package, top="from toy import low\ny = low.x\n")
+    assert code_version("toy.top", package=package) != whole
+
+
 def test_every_equal_version_says_what_changed_and_how_it_is_shown():
     listed = json.loads(provenance.EQUAL.read_text())
     assert all(entry["changed"] and entry["shown"] and entry["equals"] not in listed for entry in listed.values())

@@ -12,9 +12,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1]
 EQUAL = Path(__file__).with_name("equal_code.json")
-"""Versions of the code that give the same results as an earlier one, which keeps its name: {version: {"equals": the
-earlier version, "changed": what changed, "shown": by what trainings}}. The slow test of ``tests/test_recipes.py``
-trains some anew and compares."""
+"""Versions of the code, or of one module, that give the same results as an earlier one, which keeps its name: {version:
+{"equals": the earlier version, "changed": what changed, "shown": by what trainings}}. The slow test of
+``tests/test_recipes.py`` trains some anew and compares."""
 
 
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
@@ -80,13 +80,17 @@ def _written(node: ast.AST | list | object) -> str:
 def code_version(*names: str, package: Path = PACKAGE) -> str:
     """A hash of the :func:`reachable` source, without comments, docstrings and layout; the same on every Python. That
     of an earlier version where :data:`EQUAL` says so."""
-    own = hashlib.sha256("".join(versions(*names, package=package).values()).encode()).hexdigest()
-    return json.loads(EQUAL.read_text(encoding="utf-8")).get(own, {}).get("equals", own)
+    return _named(hashlib.sha256("".join(versions(*names, package=package).values()).encode()).hexdigest())
+
+
+def _named(version: str) -> str:
+    return json.loads(EQUAL.read_text(encoding="utf-8")).get(version, {}).get("equals", version)
 
 
 def versions(*names: str, package: Path = PACKAGE) -> dict[str, str]:
-    """A hash of the source of each :func:`reachable` module, by its name, as :func:`code_version` reads it."""
-    return {name: _version(name, package) for name in reachable(*names, package=package)}
+    """A hash of the source of each :func:`reachable` module, by its name, as :func:`code_version` reads it; that of an
+    earlier version where :data:`EQUAL` says so."""
+    return {name: _named(_version(name, package)) for name in reachable(*names, package=package)}
 
 
 def _version(name: str, package: Path) -> str:
