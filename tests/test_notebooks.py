@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -836,6 +837,18 @@ def test_a_repeated_run_of_all_runs_what_changed(tmp_path, monkeypatch, capsys):
     (figures / "full" / "data" / "01_tests.csv").write_text("2")
     (figures / "full" / "data" / "05_tests.csv").write_text("3")
     assert ran() and not ran()
+
+
+def test_what_an_earlier_version_wrote_goes(tmp_path):
+    """And what is new stays, also where the clock of the file system lags behind."""
+    started, data, file = time.time(), tmp_path / "data", tmp_path / "01_a.ipynb"
+    data.mkdir()
+    nbformat.write(nbformat.v4.new_notebook(), file)
+    for name, age in (("01_new", 0.05), ("01_old", 60.0), ("02_other", 60.0)):
+        (data / f"{name}.csv").write_text("1")
+        os.utime(data / f"{name}.csv", (started - age, started - age))
+    notebooks._record(file, started, "default", tmp_path)
+    assert {file.name for file in data.iterdir()} == {"01_new.csv", "02_other.csv", "manifest.json"}
 
 
 def test_after_an_error_no_other_one_starts(tmp_path):

@@ -168,7 +168,7 @@ def _record(notebook: Path, started: float, preset: str, figures: Path) -> None:
     file = figures / "data" / "manifest.json"
     manifest = read_json(file) if file.exists() else {}
     for old in written_by(notebook, figures):
-        if old.stat().st_mtime < started:
+        if old.stat().st_mtime < started - 1:  # seconds: the clock of a file system lags behind
             old.unlink()
     made_from = {}
     for drawn in written_by(notebook, figures):
