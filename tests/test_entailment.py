@@ -102,6 +102,55 @@ def test_a_cut_run_leaves_what_is_finished(bank, tmp_path, monkeypatch):
     assert (bank["folder"] / "bank_per_query.csv").read_bytes() == before
 
 
+def test_rows_run_side_by_side_are_the_same(bank, tiny_bank, tmp_path, monkeypatch):
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "bank.csv"
+    call = [tiny_bank["CONFIG"], *bank["call"][1:3], "--out", str(out), "--seeds", "1"]
+    assert main([*call, "--only", "basic", "rewrite", "bm25", "--workers", "2"]) == 0
+    alone, both = (pd.read_csv(f"{stem}_per_query.csv") for stem in (bank["folder"] / "bank", tmp_path / "bank"))
+    alone = alone[alone["system"].isin(["basic", "rewrite"]) & (alone["seed"] == 1)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, both, check_dtype=False)
+    with pytest.raises(ValueError, match="--workers must be a positive integer"):
+        main([*call, "--workers", "0"])
+
+
+def test_records_of_another_machine_stay_in_the_files(bank, tmp_path, monkeypatch, capsys):
+    """With an empty cache nothing is run again and nothing is lost; a row that changed is run, and replaces its own."""
+    call = [*bank["call"][:-1], str(tmp_path / "bank.csv")]
+    shutil.copytree(bank["folder"] / "cache", tmp_path / "first")
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "first"))
+    assert main(call) == 0 and language.main([*call[:3], "--out", str(tmp_path / "bank")]) == 0
+
+    def written():
+        return {file.name: file.read_bytes() for file in tmp_path.glob("bank_*")}
+
+    before, table = written(), pd.read_csv(tmp_path / "bank.csv")
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "empty"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Row, "run", lambda row: pytest.fail("run again"))
+        for more in ([], ["--finished"]):
+            assert main([*call, *more]) == 0
+            assert "15 rows that were run elsewhere" in capsys.readouterr().out
+        assert language.main([*call[:3], "--out", str(tmp_path / "bank")]) == 0
+        assert "zero-shot, K=3, seed 0: as in the files" in capsys.readouterr().out
+    assert written() == before
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "bank.csv"), table, rtol=1e-4)
+    changed = json.loads((bank["folder"] / "config.yaml").read_text())
+    next(row for row in changed["rows"] if row["system"] == "latent")["training"] = {"learning_rate": 5e-3}
+    (tmp_path / "changed.yaml").write_text(json.dumps(changed))
+    assert main([str(tmp_path / "changed.yaml"), *call[1:], "--only", "latent"]) == 0
+    old, new = pd.read_csv(tmp_path / "bank_per_query.csv"), json.loads((tmp_path / "bank_runs.json").read_text())
+    assert len(old) == len(pd.read_csv(bank["folder"] / "bank_per_query.csv")) and len(new) == 15
+    assert {r["row"]["training"]["learning_rate"] for r in new if r["row"]["system"] == "latent"} == {5e-3}
+    shutil.copytree(bank["data"], tmp_path / "elsewhere")
+    again = [call[0], "--data", str(tmp_path / "elsewhere"), *call[3:], "--finished"]
+    assert main(again) == 0 and "run elsewhere" in capsys.readouterr().out, "the folder's name does not count"
+    dev = tmp_path / "elsewhere" / "dev.jsonl"
+    dev.write_text(dev.read_text().replace("dev_3", "dev_99"))
+    with pytest.raises(ValueError, match="is of other questions than"):
+        main(again)
+
+
 def test_both_corpora_share_a_training_and_readings_the_documents(bank, tmp_path, monkeypatch):
     call = [*bank["call"][:-1], str(tmp_path / "full.csv"), "--corpus", "full", "--only", "laser", "explicit"]
     monkeypatch.setattr("laser_lab.training.run.train", lambda *a, **k: pytest.fail("trained again"))
@@ -143,14 +192,6 @@ def test_search_records_every_trial_and_the_best(bank, tmp_path, capsys):
     for trial in ours.index.intersection(shown.index):
         assert ours[trial] == pytest.approx(shown[trial], abs=1e-4)
     assert len(ours.index.intersection(shown.index)) == 4
-
-
-@pytest.mark.parametrize("command", [main, language.main], ids=["entailment", "language"])
-def test_no_row_is_read_by_the_attention_that_is_wrong_on_a_gpu(bank, tmp_path, command):
-    torch.backends.cuda.enable_mem_efficient_sdp(True)
-    with pytest.raises(FileNotFoundError):
-        command([str(tmp_path / "none.yaml"), *bank["call"][1:3], "--out", str(tmp_path / "out")])
-    assert not torch.backends.cuda.mem_efficient_sdp_enabled()
 
 
 def test_an_exported_adapter_is_the_trained_model(bank, tmp_path, monkeypatch, capsys):

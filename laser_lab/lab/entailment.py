@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
+
+from joblib import Parallel, delayed
 
 from laser_lab import adapters
 from laser_lab.base.files import cache_dir, read_yaml
-from laser_lab.base.inputs import check_names
+from laser_lab.base.inputs import check_count, check_names
+from laser_lab.base.processes import end_with_parent
 from laser_lab.lab.export import export_adapter
-from laser_lab.lab.records import best_settings, write_records
+from laser_lab.lab.records import best_settings, recorded, write_records
 from laser_lab.lab.rows import Row
 from laser_lab.training.run import check_arguments
 
@@ -74,17 +79,18 @@ def searched_settings(config: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(name for part in (config, *config["rows"]) for name in part.get("search", {})))
 
 
-def exact_attention() -> None:
-    """Switch PyTorch's memory-efficient attention off for this process. On a GPU it gives wrong states for a model with
-    one key-value head, as Gemma 3 270M, where 33, 65, 97, ... tokens are read (pytorch/pytorch#191937)."""
-    import torch
-
-    torch.backends.cuda.enable_mem_efficient_sdp(False)
+def _run(row: Row, cache: Path, caller: int) -> None:
+    """Run a row, here or in a worker of the process `caller`."""
+    if caller != os.getpid():
+        end_with_parent(caller)
+        os.environ["LASER_LAB_CACHE"] = str(cache)
+    row.run()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The table of a configuration file, row after row; a second call runs only what is missing. The records hold
-    every finished row that the file asks for, also where --only or --seeds runs some of them."""
+    """The table of a configuration file, row after row; a second call runs only what neither the cache nor the records
+    at --out hold. The records hold every finished row that the file asks for, also where --only or --seeds runs some of
+    them."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("config")
     parser.add_argument("--data", required=True, help="folder with corpus.jsonl, train.jsonl and dev.jsonl")
@@ -93,13 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", choices=("pooled", "full"), help="over the file's")
     parser.add_argument("--only", nargs="*", help="systems to run")
     parser.add_argument("--seeds", nargs="*", type=int, help="seeds to run")
+    parser.add_argument("--workers", type=int, default=1, help="rows to run at a time; their times are then no use")
     parser.add_argument("--finished", action="store_true", help="run nothing: write the records of what is finished")
     parser.add_argument("--export", metavar="SYSTEM", help="only write its trained adapter (of the first of --seeds)")
     parser.add_argument("--to", help=f"folder of --export; default: {adapters.FOLDER.name}/SYSTEM-entailment-bank")
     options = parser.parse_args(arguments)
     from tqdm.auto import tqdm
 
-    exact_attention()
+    check_count("--workers", options.workers)
     config = read_yaml(options.config)
     if options.export:
         both = [row for corpus in ("pooled", "full") for row in rows_of(config, options.data, corpus=corpus)]
@@ -117,12 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"nothing to run; there are {', '.join(dict.fromkeys(row.system for row in rows))}")
     settings = searched_settings(config) if options.search else []
     out = options.out or cache_dir() / "entailment" / "table.csv"
-    if options.finished:
-        table = write_records(rows, out, settings)
-    else:
-        for row in tqdm(chosen, desc="Rows"):
-            row.run()
-            table = write_records(rows, out, settings)
+    kept = [rows[at] for at in recorded(rows, out, settings) if not rows[at].done]
+    if kept:
+        print(f"{out} holds {len(kept)} rows that were run elsewhere: they stay (name another file to run them here)")
+    waiting = [row for row in chosen if row not in kept and not options.finished]
+    jobs = Parallel(n_jobs=options.workers, return_as="generator_unordered")  # shares the cores among them
+    for _ in tqdm(jobs(delayed(_run)(row, cache_dir(), os.getpid()) for row in waiting), "Rows", len(waiting)):
+        write_records(rows, out, settings)
+    table = write_records(rows, out, settings)
     print(table.round(4).to_string(index=False))
     if options.search:
         print("\nbest on dev, at the K of training:")

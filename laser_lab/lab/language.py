@@ -2,7 +2,8 @@
 ``python -m laser_lab.lab.language CONFIG.yaml --data FOLDER --out STEM``.
 
 The tables of a row lie in its folder in the cache. Those that are missing are made where the row's weights are; then
-``STEM_words.csv``, ``STEM_worth.csv``, ``STEM_bm25.csv`` and ``STEM_said.csv`` gather all that are there.
+``STEM_words.csv``, ``STEM_worth.csv``, ``STEM_bm25.csv`` and ``STEM_said.csv`` gather all that are there. What these
+files hold already of rows that were run elsewhere stays.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 
 from laser_lab.base.files import read_yaml, write_text
@@ -22,8 +24,8 @@ from laser_lab.data.bm25 import bm25, bm25_index, fused, weighted_bm25
 from laser_lab.data.readers import RetrievalTask, mini, read_dataset, read_task
 from laser_lab.encoder import think
 from laser_lab.evaluation import score_run
-from laser_lab.lab.entailment import exact_attention, rows_of, searched_settings
-from laser_lab.lab.records import system_label
+from laser_lab.lab.entailment import rows_of, searched_settings
+from laser_lab.lab.records import of_row, recorded, system_label
 from laser_lab.lab.rows import Row, load_row, named_documents
 from laser_lab.loading import load
 from laser_lab.probing.language import thought_words, word_recall, worth
@@ -31,7 +33,6 @@ from laser_lab.probing.vocabulary import nearest_tokens, reasoning_mass
 from laser_lab.thinking import Thoughts
 
 if TYPE_CHECKING:
-    import pandas as pd
     from sentence_transformers import SentenceTransformer
 
 WORDS, WEIGHT = 40, 10.0
@@ -49,8 +50,6 @@ def tables(row: Row) -> dict[str, pd.DataFrame]:
     of BM25 with the words of the thoughts, of the embedding, and of the embedding fused with each. ``said``: the ten
     nearest tokens of each thought of every tenth question.
     """
-    import pandas as pd
-
     task = named_documents(read_task(row.data, "dev"), read_dataset(row.data, "dev"))
     if row.is_trained:
         model = load(row.trained / "final", dtype=row.dtype)
@@ -89,8 +88,6 @@ def _words(model: SentenceTransformer, task: RetrievalTask, thoughts: Thoughts, 
 def _rankings(
     model: SentenceTransformer, task: RetrievalTask, thoughts: Thoughts, documents: torch.Tensor
 ) -> pd.DataFrame:
-    import pandas as pd
-
     index, texts, doc_ids = bm25_index(task), list(task.queries.values()), list(task.corpus)
     best = (thoughts.embeddings @ documents.T).topk(min(1000, len(doc_ids)))
     dense = {
@@ -117,11 +114,9 @@ def keep_tables(row: Row) -> bool:
     return True
 
 
-def gathered(rows: Sequence[Row], part: str, settings: Sequence[str] = ()) -> pd.DataFrame:
+def gathered(rows: list[Row], part: str, settings: Sequence[str] = (), old: pd.DataFrame | None = None) -> pd.DataFrame:
     """A table of all `rows` that have it, behind ``system``, ``train_steps``, ``seed`` and `settings`
-    (:meth:`laser_lab.lab.rows.Row.setting`)."""
-    import pandas as pd
-
+    (:meth:`laser_lab.lab.rows.Row.setting`). Rows that are not in the cache are taken from the `old` table."""
     frames = []
     for row in rows:
         if (file := row.folder / f"{part}.csv").exists():
@@ -130,13 +125,13 @@ def gathered(rows: Sequence[Row], part: str, settings: Sequence[str] = ()) -> pd
             for at, (name, value) in enumerate((columns | {name: row.setting(name) for name in settings}).items()):
                 frame.insert(at, name, value)
             frames.append(frame)
+        elif old is not None:
+            frames.append(of_row(old, row, settings))
     return pd.concat(frames, ignore_index=True)
 
 
 def read_table(file: str | os.PathLike[str]) -> pd.DataFrame:
     """One of the tables. A token may be "NA" or a carriage return: both are text here."""
-    import pandas as pd
-
     return pd.read_csv(file, dtype={"query_id": str}, na_filter=False, lineterminator="\n")
 
 
@@ -144,8 +139,6 @@ def read_records(folder: str | os.PathLike[str], stems: Mapping[str, str], kind:
     """``STEM_KIND.csv`` (``STEM.csv`` where `kind` is empty) of each set, `stems` by its name, as one table: ``data``
     names the set, and ``method`` the row (:func:`laser_lab.lab.records.system_label`). FileNotFoundError: a set lacks
     it."""
-    import pandas as pd
-
     files = {name: Path(folder) / f"{stem}{f'_{kind}' if kind else ''}.csv" for name, stem in stems.items()}
     frame = pd.concat([read_table(file).assign(data=name) for name, file in files.items()], ignore_index=True)
     return frame.assign(method=[system_label(s, k) for s, k in zip(frame["system"], frame["train_steps"])])
@@ -163,22 +156,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, help="stem of the CSVs to write")
     parser.add_argument("--search", action="store_true", help="of the trials of the search instead of the table's rows")
     options = parser.parse_args(arguments)
-    exact_attention()
     config, rows = read_yaml(options.config), []
     settings = searched_settings(config) if options.search else []
-    for row in rows_of(config, options.data, search=options.search):
+    files = {part: Path(f"{options.out}_{part}.csv") for part in PARTS}
+    old = {part: read_table(file) for part, file in files.items() if file.exists()}
+    asked = rows_of(config, options.data, search=options.search)
+    elsewhere = recorded(asked, options.out, settings) if "words" in old else {}
+    for at, row in enumerate(asked):
         if row.system == "zero-shot":
             row = replace(row, thinking_steps=3)
+        elif not row.is_trained:
+            continue
+        known = at in elsewhere and len(of_row(old["words"], row, settings))
+        if row.system == "zero-shot" and not known:
             row.run()
-        if row.done and (row.is_trained or row.system == "zero-shot"):
-            name = f"{row.system}, K={row.steps}, seed {row.seed}"
-            if kept := keep_tables(row):
-                rows.append(row)
-            print(name if kept else f"{name}: left out, its weights are not here", flush=True)
+        made = row.done and keep_tables(row)
+        if made or known:
+            rows.append(row)
+        if row.done or known:
+            why = "" if made else ": as in the files" if known else ": left out, its weights are not here"
+            print(f"{row.system}, K={row.steps}, seed {row.seed}{why}", flush=True)
     if not rows:
         parser.error("no row of the configuration is finished: run laser_lab.lab.entailment first")
-    for part in PARTS:
-        _write(Path(f"{options.out}_{part}.csv"), gathered(rows, part, settings))
+    for part, file in files.items():
+        _write(file, gathered(rows, part, settings, old.get(part)))
     return 0
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
-from laser_lab.base.files import write_text
+from laser_lab.base.files import read_json, write_text
 from laser_lab.base.stats import NOT_TRAINED, compare, summarise
+from laser_lab.data.readers import read_task
+from laser_lab.lab.provenance import code_version
 from laser_lab.lab.rows import READINGS, STOCK, UNTRAINED, Row, without_paths
 from laser_lab.methods import METHODS
 from laser_lab.training.run import RUN_CARD
@@ -47,8 +50,11 @@ def training_record(row: Row, entries: int = 40) -> dict[str, Any]:
 
 def per_query(row: Row, settings: Iterable[str] = ()) -> pd.DataFrame:
     """A finished row's measures, a row per query and inference K; `settings` (:meth:`Row.setting`) become columns."""
-    frame = row.frame().assign(**{name: row.setting(name) for name in settings})
-    times = {int(k): value for k, value in row.record["ms_per_query"].items()}
+    return _timed(row.frame().assign(**{name: row.setting(name) for name in settings}), row.record)
+
+
+def _timed(frame: pd.DataFrame, record: dict[str, Any]) -> pd.DataFrame:
+    times = {int(k): value for k, value in record["ms_per_query"].items()}
     return frame.assign(ms_per_query=frame["thinking_steps"].map(times))
 
 
@@ -66,16 +72,52 @@ def best_settings(table: pd.DataFrame, settings: Sequence[str]) -> pd.DataFrame:
     return best[["system", "train_steps", *settings, "ndcg@10", "low", "high"]].reset_index(drop=True)
 
 
+def of_row(frame: pd.DataFrame, row: Row, settings: Iterable[str] = ()) -> pd.DataFrame:
+    """The lines of a gathered table that are a row's."""
+    named = {name: value for name, value in row.columns.items() if name in frame}
+    named |= {name: row.setting(name) for name in settings}
+    return frame[(frame[list(named)] == pd.Series(named)).all(axis=1)]
+
+
+def recorded(rows: Sequence[Row], out: str | os.PathLike[str], settings: Sequence[str] = ()) -> dict[int, Any]:
+    """What the records at OUT hold of `rows`, by the code as it is: by its place among them, a row's :func:`per_query`
+    and its entry of the runs. ValueError: they are of other questions than those of the rows."""
+    stem = os.fspath(out).removesuffix(".csv")
+    if not os.path.exists(f"{stem}_runs.json"):
+        return {}
+    code = code_version(Row.module)[:12]
+    runs = {_asked(run["row"]): run for run in read_json(f"{stem}_runs.json") if run.get("code") == code}
+    measures, found = pd.read_csv(f"{stem}_per_query.csv", dtype={"query_id": str}), {}
+    for at, row in enumerate(rows):
+        run, frame = runs.get(_asked(asdict(row))), of_row(measures, row, settings)
+        if run and len(frame):  # a run that was cut may have written one file of two
+            found[at] = _timed(frame, run), run
+    ids = {query for frame, _ in found.values() for query in frame["query_id"]}
+    if ids - set(read_task(rows[0].data, "dev").queries):
+        raise ValueError(f"{stem}_per_query.csv is of other questions than {rows[0].data}: name another file")
+    return found
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """A row as text, wherever its data lies."""
+    return json.dumps(without_paths(row) | {"data": ""}, sort_keys=True)
+
+
 def write_records(rows: Sequence[Row], out: str | os.PathLike[str], settings: Sequence[str] = ()) -> pd.DataFrame:
     """Write what is finished of `rows` to ``OUT.csv``, ``OUT_per_query.csv`` and ``OUT_runs.json``; return the
-    summary. Of the data they hold only the ids of queries."""
-    done = [row for row in rows if row.done]
-    frame = pd.concat([per_query(row, settings) for row in done], ignore_index=True)
+    summary. What these files hold of rows that are not finished on this machine stays in them (:func:`recorded`, also
+    for the errors). Of the data they hold only the ids of queries."""
+    kept, frames, runs = recorded(rows, out, settings), [], []
+    for at, row in enumerate(rows):
+        if row.done:
+            frames.append(per_query(row, settings))
+            more = {"training": training_record(row)} if row.is_trained else {}
+            runs.append(row.record | {"steps": row.steps} | more)
+        elif at in kept:
+            frames.append(kept[at][0])
+            runs.append(kept[at][1])
+    frame = pd.concat(frames, ignore_index=True)
     table = summary(frame, settings)
-    runs = [
-        row.record | {"steps": row.steps} | ({"training": training_record(row)} if row.is_trained else {})
-        for row in done
-    ]
     stem = os.fspath(out).removesuffix(".csv")
     measures = frame.drop(columns="ms_per_query")
     write_text(f"{stem}.csv", table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))

@@ -16,6 +16,7 @@ from laser_lab.data.bm25 import bm25, bm25_index
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
 from laser_lab.evaluation import score, score_run, score_steps
 from laser_lab.lab.cached import Cached
+from laser_lab.lab.provenance import code_version
 from laser_lab.methods import METHODS, method_of
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Row(Cached):
             "documents": len(task.corpus),
             "queries": len(task.queries),
             "seconds": round(time.perf_counter() - started, 1),
+            "code": code_version(self.module)[:12],
         }
         return without_paths(record)
 
