@@ -105,10 +105,11 @@ def test_a_cut_run_leaves_what_is_finished(bank, tmp_path, monkeypatch):
 def test_rows_run_side_by_side_are_the_same(bank, tiny_bank, tmp_path, monkeypatch):
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "bank.csv"
-    call = [tiny_bank["CONFIG"], *bank["call"][1:3], "--out", str(out), "--seeds", "1"]
-    assert main([*call, "--only", "basic", "rewrite", "bm25", "--workers", "2"]) == 0
+    call = [tiny_bank["CONFIG"], *bank["call"][1:3], "--out", str(out), "--only", "basic"]
+    assert main([*call, "--workers", "2"]) == 0
     alone, both = (pd.read_csv(f"{stem}_per_query.csv") for stem in (bank["folder"] / "bank", tmp_path / "bank"))
-    alone = alone[alone["system"].isin(["basic", "rewrite"]) & (alone["seed"] == 1)].reset_index(drop=True)
+    alone = alone[alone["system"] == "basic"].reset_index(drop=True)
+    assert both["seed"].nunique() == 2
     pd.testing.assert_frame_equal(alone, both, check_dtype=False)
     with pytest.raises(ValueError, match="--workers must be a positive integer"):
         main([*call, "--workers", "0"])

@@ -69,7 +69,7 @@ replaced stays the house's. :func:`test_later_lines_are_counted` repeats the cou
 
 
 SINCE, MOVED_SINCE = {"lab": 296, "probing": 13}, 145
-"""Lines that these issues added to rooms after that commit (figures, records, rows side by side), and lines that they moved
+"""Lines that these issues added to rooms after that commit (figures, records, workers), and lines that they moved
 from lab/latency into files of LATER_FILES."""
 
 
