@@ -173,11 +173,11 @@ def test_numbers_of_strategyqa():
     real = table("11_quality").query("data == 'StrategyQA'").set_index("label")["ndcg@10"]
     every = table("11_tests").query("data == 'StrategyQA'").set_index(["first", "second"])
     gain, control = every.loc[("lexical", "basic")], every.loc[("lexical", "lexical K=1")]
-    latent = every.loc[("latent", "basic")]
+    latent, laser = every.loc[("latent", "basic")], every.loc[("laser", "basic")]
     words = table("11_words").query("panel == 'StrategyQA: dev' and label == 'lexical'").set_index("words of")["recall"]
     bm25 = table("11_bm25").query("data == 'StrategyQA' and method == 'lexical'").set_index("ranking")["ndcg@10"]
     worth = table("strategyqa_worth").query("system == 'lexical'").groupby("condition")["ndcg@10"].mean()
-    for test in (gain, control, latent):
+    for test in (gain, control, latent, laser):
         assert not clear(test), "the page says: not clear"
     trials = table("strategyqa_search_per_query").query("thinking_steps == train_steps")
     trials["trial"] = (
@@ -197,6 +197,8 @@ def test_numbers_of_strategyqa():
         f"the same words in one pass, has {real['lexical K=1']:.3f} ({change(control)})",
         f"read by `basic`, has {real['rewrite']:.3f}",
         f"`latent` has {real['latent']:.3f} ({change(latent)} against `basic`)",
+        f"`laser` {real['laser']:.3f} ({change(laser)} against `basic`)",
+        f"`explicit`, the human decomposition in place of its thoughts, has {real['explicit (bound)']:.3f}",
         f"At 0.5 `lexical` has {real['basic'] + heavy['difference']:.3f} there ({change(heavy)} against `basic`), and "
         f"its thoughts hold {heavy_words['own_so_far'].mean() * 100:.0f} % of the words",
     )

@@ -212,7 +212,7 @@ def test_a_run_goes_on_only_as_it_began(finished, tiny_folder, data, message):
 
 def test_what_decides_no_weight_may_change_and_the_end_is_the_end(finished, tiny_folder, data, monkeypatch):
     """Resumed behind its last step, a run trains nothing more and is what it was."""
-    before = ll.load(finished / "final", device="cpu").encode(TEXTS)
+    before = ll.load(finished / "final", device="cpu")
     steps = []
     original = trainer.LatentTrainer.training_step
     monkeypatch.setattr(
@@ -221,8 +221,12 @@ def test_what_decides_no_weight_may_change_and_the_end_is_the_end(finished, tiny
     arguments = FAST | dict(logging_steps=2, save_steps=1, save_total_limit=1)
     again = ll.train(load(tiny_folder), data, "basic", output_dir=finished, resume=True, **arguments)
     assert not steps
-    np.testing.assert_array_equal(again.encode(TEXTS), before)
-    np.testing.assert_array_equal(ll.load(finished / "final", device="cpu").encode(TEXTS), before)
+    for model in (again, ll.load(finished / "final", device="cpu")):
+        weights = dict(model.named_parameters())
+        assert weights.keys() == dict(before.named_parameters()).keys()
+        assert all(torch.equal(weights[name], value) for name, value in before.named_parameters())
+        # not to the bit: on some processors a product depends on where in memory its matrix lies
+        np.testing.assert_allclose(model.encode(TEXTS), before.encode(TEXTS), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
