@@ -18,6 +18,7 @@ from test_training import FAST, load, rows
 from test_training import interrupted as cut
 
 import laser_lab as ll
+from laser_lab.base.kernels import use_fast_linear
 from laser_lab.base.numbers import NotFinite
 from laser_lab.data.readers import BadRows, RetrievalTask, features, read_corpus, read_dataset, read_task
 from laser_lab.evaluation import rank, score, score_run
@@ -212,7 +213,7 @@ def test_a_run_goes_on_only_as_it_began(finished, tiny_folder, data, message):
 
 def test_what_decides_no_weight_may_change_and_the_end_is_the_end(finished, tiny_folder, data, monkeypatch):
     """Resumed behind its last step, a run trains nothing more and is what it was."""
-    before = ll.load(finished / "final", device="cpu")
+    before = ll.load(finished / "final", device="cpu").encode(TEXTS)
     steps = []
     original = trainer.LatentTrainer.training_step
     monkeypatch.setattr(
@@ -221,12 +222,9 @@ def test_what_decides_no_weight_may_change_and_the_end_is_the_end(finished, tiny
     arguments = FAST | dict(logging_steps=2, save_steps=1, save_total_limit=1)
     again = ll.train(load(tiny_folder), data, "basic", output_dir=finished, resume=True, **arguments)
     assert not steps
-    for model in (again, ll.load(finished / "final", device="cpu")):
-        weights = dict(model.named_parameters())
-        assert weights.keys() == dict(before.named_parameters()).keys()
-        assert all(torch.equal(weights[name], value) for name, value in before.named_parameters())
-        # not to the bit: on some processors a product depends on where in memory its matrix lies
-        np.testing.assert_allclose(model.encode(TEXTS), before.encode(TEXTS), rtol=0, atol=1e-6)
+    use_fast_linear(again.encoder.backbone.model)  # as a loaded adapter; one that is trained has PyTorch's own kernels
+    np.testing.assert_array_equal(again.encode(TEXTS), before)
+    np.testing.assert_array_equal(ll.load(finished / "final", device="cpu").encode(TEXTS), before)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
