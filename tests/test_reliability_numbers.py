@@ -18,7 +18,6 @@ from test_training import FAST, load, rows
 from test_training import interrupted as cut
 
 import laser_lab as ll
-from laser_lab.base.kernels import use_fast_linear
 from laser_lab.base.numbers import NotFinite
 from laser_lab.data.readers import BadRows, RetrievalTask, features, read_corpus, read_dataset, read_task
 from laser_lab.evaluation import rank, score, score_run
@@ -222,7 +221,6 @@ def test_what_decides_no_weight_may_change_and_the_end_is_the_end(finished, tiny
     arguments = FAST | dict(logging_steps=2, save_steps=1, save_total_limit=1)
     again = ll.train(load(tiny_folder), data, "basic", output_dir=finished, resume=True, **arguments)
     assert not steps
-    use_fast_linear(again.encoder.backbone.model)  # as a loaded adapter; one that is trained has PyTorch's own kernels
     np.testing.assert_array_equal(again.encode(TEXTS), before)
     np.testing.assert_array_equal(ll.load(finished / "final", device="cpu").encode(TEXTS), before)
 

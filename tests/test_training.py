@@ -12,6 +12,8 @@ import pytest
 import torch
 from conftest import WORDS, free_port
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformerTrainingArguments
 
 import laser_lab as ll
@@ -278,7 +280,8 @@ def test_no_reasoning_is_said_at_the_door(tiny_folder, data, tmp_path):
 
 
 def batch_of(model, data, method):
-    batch = Collator(model, ll.METHODS[method])(list(training_pairs(data, 1)))
+    method = method_of(method)
+    batch = Collator(model, method, data["reasoning"])(list(training_pairs(data, 1, sampling=method.sampling)))
     parts = ("query", "document", "explicit")
     return [
         {k.removeprefix(f"{part}_"): v for k, v in batch.items() if k.startswith(part)}
@@ -373,6 +376,54 @@ def test_shortcuts_change_no_loss_and_no_gradient(adapted, data, method, monkeyp
         torch.testing.assert_close(found, apart, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["laser", "laser-lexical", "laser-released", "gircse", "basic"])
+def test_groups_of_like_length_change_no_loss_and_no_gradient(adapted, method, monkeypatch):
+    """A text with less padding, in a call of its own, is read as in the whole batch."""
+    some = rows(8)
+    for i, row in enumerate(some):
+        row["query"] += " sea" * (3 * i % 8)
+        row["reasoning"] += ["water wind"] * (i % 3)
+        row["positives"] = [f"{row['positives'][0]}{' sun' * (5 * i % 7)}"]
+        row["positive_ids"] = [f"p{i}"]
+    row = ll.METHODS[method].replace(distil_start=0.0, distil_warmup=0.0, lora_dropout=0.0)
+    loss = DualViewLoss(adapted, row)
+    features_ = batch_of(adapted, Dataset.from_list(some, features=features()), row)
+    calls = []
+    adapted.encoder.register_forward_hook(lambda model, given, out: calls.append(out["attention_mask"]))
+    monkeypatch.setattr(objectives, "CALLS_WORTH", -1)
+    whole = gradients(adapted, loss, features_)
+    assert len(calls) == len(features_)  # a small model reads a batch at once
+    padding = sum(int((mask == 0).sum()) for mask in calls)
+    calls.clear()
+    monkeypatch.setattr(objectives, "GROUP_WORTH", 0.0)
+    monkeypatch.setattr(objectives, "READING_WORTH", 0)
+    grouped = gradients(adapted, loss, features_)
+    assert len(calls) > 2 * len(features_)
+    assert padding > 0 and not any((mask == 0).any() for mask in calls)
+    torch.testing.assert_close(grouped, whole, rtol=1e-5, atol=1e-6)
+
+
+@given(st.lists(st.integers(1, 200), min_size=1, max_size=40), st.integers(0, 300))
+def test_groups_hold_every_text_once_and_are_cut_where_it_pays(lengths, worth):
+    groups = objectives.groups_of_like_length(lengths, worth)
+    assert sorted(sum(groups, [])) == list(range(len(lengths)))
+    widths = [max(lengths[row] for row in group) for group in groups]
+    assert widths == sorted(widths)
+    saved = len(lengths) * max(lengths) - sum(len(group) * width for group, width in zip(groups, widths))
+    assert saved >= (len(groups) - 1) * worth
+    for group, width in zip(groups, widths):
+        of = sorted(lengths[row] for row in group)
+        assert all(at * (width - of[at - 1]) <= worth for at in range(1, len(of)))
+
+
+def test_no_hopworld_model_is_large_enough_for_groups():
+    """So its trainings give, to the bit, the weights that they gave before there were groups."""
+    model = ll.load("hopworld", device="cpu")  # as large as any that a notebook trains
+    loss = DualViewLoss(model, ll.METHODS["laser"])
+    batch, longest = 128, 64  # documents and tokens
+    assert objectives.GROUP_WORTH / loss.parameter_count > batch * longest
+
+
 def test_only_what_is_plain_and_small_is_folded(adapted, monkeypatch):
     layer = adapted.encoder.backbone.causal_lm.model.layers[0].mlp.up_proj
 
@@ -453,6 +504,35 @@ def test_two_processes_equal_one(tiny_folder, tmp_path):
             assert two[method][0][term] == pytest.approx(value, rel=1e-5, abs=1e-5), (method, term)
         scale = np.abs(one[method][1]).max()
         np.testing.assert_allclose(np.array(two[method][1]) / scale, np.array(one[method][1]) / scale, atol=1e-4)
+
+
+UNLIKE = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from test_training import DualViewLoss, Dataset, batch_of, features, ll, load, objectives, rows
+dist.init_process_group("gloo")
+model = load({folder!r}).train()
+loss = DualViewLoss(model, ll.METHODS["latent"])
+loss.model = DistributedDataParallel(model)  # as the trainer does
+objectives.CALLS_WORTH = float("-inf" if dist.get_rank() else "inf")  # one has much padding, one has none
+terms = loss(batch_of(model, Dataset.from_list(rows(4), features=features()), "latent"))
+sum(terms.values()).backward()
+dist.destroy_process_group()
+"""
+
+
+def test_processes_with_unlike_batches_do_not_wait_for_each_other(tiny_folder):
+    """Every call of a process waits for a call of the others: all make as many, however long their texts are."""
+    code = UNLIKE.format(tests=os.path.dirname(__file__), folder=tiny_folder)
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes = [subprocess.Popen([sys.executable, "-c", code], env=shared | {"RANK": r}) for r in "01"]
+    try:
+        assert [p.wait(timeout=120) for p in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 @pytest.fixture

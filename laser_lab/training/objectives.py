@@ -12,6 +12,8 @@ from laser_lab.methods import LatentMethod, ReasonMethod
 from laser_lab.thinking import pool
 
 CALLS_WORTH = 3e8  # multiply-adds of padding that are cheaper than a rollout's calls of their own
+GROUP_WORTH = 1e10  # and than those of a group of texts, on the CPU
+READING_WORTH = 100  # tokens that a CPU multiplies in the time in which it reads the weights once
 IDS = ("input_ids", "attention_mask")  # what the model reads of a text
 THOUGHT = ("states", "sentence_embedding")  # what it gives
 
@@ -66,22 +68,23 @@ class DualViewLoss(Objective):
         """What the model thinks of the queries (None in the first stage of ``teacher_first``) and of the documents.
 
         One rollout serves both where they think equally long and the padding costs less than the calls of a second
-        one: with a small model the calls are where the time is. The numbers are those of two.
+        one: with a small model the calls are where the time is. The numbers are those of two. Several processes always
+        make two: each call of theirs waits for the others.
         """
         steps = self.method.thinking_steps
         document_steps = self.method.index_steps
         parts = [ids_of(queries), ids_of(documents)]
         if self.explicit_only:
-            return None, spread(self.model(parts[1], thinking_steps=document_steps), documents["rows"])
+            return None, spread(self.read(self.model, parts[1], thinking_steps=document_steps), documents["rows"])
         sizes = [part["input_ids"].shape for part in parts]
         width = max(length for _, length in sizes)
         padding = sum(count * (width - length) for count, length in sizes)
-        apart = steps != document_steps or self.method.lexical
+        apart = steps != document_steps or self.method.lexical or get_world_size() > 1
         if apart or padding * self.parameter_count > CALLS_WORTH:
             words = queries["lexical_ids"] if self.method.lexical else None
             asked = steps if words is None else words.shape[1]  # one more where the end after K steps is taught
-            latent = self.model(parts[0], thinking_steps=asked, words=words)
-            encoded = self.model(parts[1], thinking_steps=document_steps)
+            latent = self.read(self.model, parts[0], thinking_steps=asked, words=words)
+            encoded = self.read(self.model, parts[1], thinking_steps=document_steps)
             if asked > steps:
                 latent = latent | {name: latent[name][:, :steps] for name in ("states", "weights")}
                 latent["sentence_embedding"] = pool(latent["states"], latent["weights"])
@@ -92,6 +95,35 @@ class DualViewLoss(Objective):
             split = [thought[key].split([count for count, _ in sizes]) for key in THOUGHT]
             latent, encoded = (dict(zip(THOUGHT, rows)) for rows in zip(*split))
         return latent, spread(encoded, documents["rows"])
+
+    def read(
+        self,
+        model: nn.Module,
+        part: dict[str, Tensor],
+        *,
+        thinking_steps: int = 1,
+        segment_ends: Tensor | None = None,
+        words: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What `model` thinks of the texts of `part`: up to rounding as in one call, but on the CPU in groups of like
+        length where padding costs more than calls of their own."""
+        how = {} if segment_ends is not None else {"thinking_steps": thinking_steps}
+        own = {name: x for name, x in (("segment_ends", segment_ends), ("words", words)) if x is not None}
+        mask, groups = part["attention_mask"], []
+        if mask.device.type == "cpu" and get_world_size() == 1:
+            worth = thinking_steps * (GROUP_WORTH / self.parameter_count + READING_WORTH)
+            groups = groups_of_like_length(mask.sum(1).tolist(), worth)
+        if len(groups) < 2:
+            return model(part, **how, **own)
+        found = []
+        for rows in groups:
+            spare = mask.shape[1] - int(mask[rows].sum(1).max())
+            some = {name: x[rows] for name, x in own.items()}
+            if segment_ends is not None:
+                some["segment_ends"] = some["segment_ends"] - spare
+            found.append(model({name: part[name][rows, spare:] for name in IDS}, **how, **some))
+        back = torch.tensor(sum(groups, [])).argsort()
+        return {name: torch.cat([some[name] for some in found])[back] for name in found[0] if name not in part}
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:
         queries, documents = features[:2]
@@ -130,14 +162,15 @@ class DualViewLoss(Objective):
         terms: dict[str, Tensor] = {}
         view, ends = ids_of(explicit), explicit["segment_ends"]
         if self.teacher is None:
-            teacher, teacher_vectors = self.model(view, segment_ends=ends), None
+            teacher, teacher_vectors = self.read(self.model, view, segment_ends=ends), None
             if method.explicit:
                 loss = self.contrastive(teacher["sentence_embedding"], vectors, positives, ignored)
                 terms["explicit"] = method.explicit * loss
         else:
             with torch.no_grad():
-                teacher = self.teacher(view, segment_ends=ends)
-                own = spread(self.teacher(ids_of(documents), thinking_steps=method.index_steps), documents["rows"])
+                teacher = self.read(self.teacher, view, segment_ends=ends)
+                own = self.read(self.teacher, ids_of(documents), thinking_steps=method.index_steps)
+                own = spread(own, documents["rows"])
                 teacher_vectors = gather(own["sentence_embedding"])
         fixed = vectors if method.distil_documents else vectors.detach()
         if latent is not None and method.output:
@@ -148,6 +181,19 @@ class DualViewLoss(Objective):
             loss = self.trajectory(latent["states"], teacher["states"], fixed, teacher_vectors)
             terms["trajectory"] = self.distil_share * method.trajectory * loss
         return terms
+
+
+def groups_of_like_length(lengths: list[int], worth: float) -> list[list[int]]:
+    """The texts of a batch in order of length, cut wherever that saves more than `worth` tokens of padding."""
+
+    def cut(rows: list[int]) -> list[list[int]]:
+        saved = [at * (lengths[rows[-1]] - lengths[rows[at - 1]]) for at in range(1, len(rows))]
+        if not saved or max(saved) <= worth:
+            return [rows]
+        at = saved.index(max(saved)) + 1
+        return cut(rows[:at]) + cut(rows[at:])
+
+    return cut(sorted(range(len(lengths)), key=lengths.__getitem__))
 
 
 def positives_of(queries: dict[str, Tensor], documents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from transformers import set_seed
 
 from laser_lab.base.files import atomic_folder, read_yaml
 from laser_lab.base.inputs import check_count, check_names
+from laser_lab.base.kernels import use_fast_linear
 from laser_lab.base.processes import locked
 from laser_lab.data.hopworld import HopWorld
 from laser_lab.data.readers import RetrievalTask, read_dataset, read_task
@@ -221,6 +222,7 @@ def add_lora(model: LatentRetriever, changes: dict[str, Any]) -> None:
     backbone = model.encoder.backbone
     config = LoraConfig(**(LORA | {"task_type": "CAUSAL_LM"} | changes))
     backbone.model = get_peft_model(backbone.model, config)
+    use_fast_linear(backbone.model)  # the adapter's layers too, as after loading
 
 
 def run_card(
