@@ -227,6 +227,10 @@ def test_intervals_stand_in_rows_by_group_and_panel():
     low, high = left.containers[2][2][0].get_segments()[0][:, 0]
     assert (low, high) == (pytest.approx(-0.1), pytest.approx(0.4))
     assert [text.get_text() for text in fig.legends[0].texts] == ["own", "other"]
+    frame["few"] = frame["group"] == "own"
+    fig = figures.intervals(frame, "change", panel="data", group="group", hollow="few")
+    faces = [bar.lines[0].get_markerfacecolor() for bar in fig.axes[0].containers]
+    assert [face == "white" for face in faces] == [True, False, True, False]
 
 
 def test_heatmap_writes_into_its_cells():

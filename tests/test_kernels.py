@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import laser_lab as ll
 from laser_lab import backbone as backbones
 from laser_lab.base import kernels, processes
 from laser_lab.base.kernels import linear, use_fast_linear
 from laser_lab.encoder import LatentEncoder, LatentRetriever, think
+from laser_lab.training.run import add_lora
 
 needs_onednn = pytest.mark.skipif(not kernels.AVAILABLE, reason="this build of PyTorch has only one kernel")
 
@@ -126,6 +128,14 @@ def test_a_model_can_be_switched_there_and_back():
         use_fast_linear(model, False)
         assert all(type(model.get_submodule(name)) is nn.Linear for name in plain)
         assert torch.equal(model(ids).logits, expected)
+
+
+def test_the_layers_of_a_new_adapter_use_it_too(tiny_folder):
+    model = ll.load(tiny_folder, device="cpu")
+    add_lora(model, {"r": 4})
+    trained = model.encoder.backbone.model
+    layers = [type(m) for m in trained.modules() if isinstance(m, nn.Linear)]
+    assert layers and set(layers) == {kernels.Linear}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,5 +1,6 @@
 """Training end to end on a tiny model: every method, resume, crashes, several processes."""
 
+import copy
 import json
 import os
 import signal
@@ -376,31 +377,39 @@ def test_shortcuts_change_no_loss_and_no_gradient(adapted, data, method, monkeyp
         torch.testing.assert_close(found, apart, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["laser", "laser-lexical", "laser-released", "gircse", "basic"])
-def test_groups_of_like_length_change_no_loss_and_no_gradient(adapted, method, monkeypatch):
-    """A text with less padding, in a call of its own, is read as in the whole batch."""
+@pytest.mark.parametrize("method", ["laser", "laser-lexical", "laser-no-colearning", "gircse", "basic"])
+@pytest.mark.parametrize("joint", [False, True])
+def test_groups_of_like_length_change_no_loss_and_no_gradient(adapted, method, joint, monkeypatch):
+    """A text in a call of its own, without padding, is read as in the whole batch: of queries, documents and views,
+    by a frozen teacher, and before there is one."""
     some = rows(8)
     for i, row in enumerate(some):
         row["query"] += " sea" * (3 * i % 8)
         row["reasoning"] += ["water wind"] * (i % 3)
         row["positives"] = [f"{row['positives'][0]}{' sun' * (5 * i % 7)}"]
         row["positive_ids"] = [f"p{i}"]
-    row = ll.METHODS[method].replace(distil_start=0.0, distil_warmup=0.0, lora_dropout=0.0)
+    row = ll.METHODS[method].replace(distil_start=0.0, distil_warmup=0.0, halting=method == "laser-no-colearning")
+    run.set_method(adapted, row)
     loss = DualViewLoss(adapted, row)
     features_ = batch_of(adapted, Dataset.from_list(some, features=features()), row)
-    calls = []
-    adapted.encoder.register_forward_hook(lambda model, given, out: calls.append(out["attention_mask"]))
-    monkeypatch.setattr(objectives, "CALLS_WORTH", -1)
-    whole = gradients(adapted, loss, features_)
-    assert len(calls) == len(features_)  # a small model reads a batch at once
-    padding = sum(int((mask == 0).sum()) for mask in calls)
-    calls.clear()
-    monkeypatch.setattr(objectives, "GROUP_WORTH", 0.0)
-    monkeypatch.setattr(objectives, "READING_WORTH", 0)
-    grouped = gradients(adapted, loss, features_)
-    assert len(calls) > 2 * len(features_)
-    assert padding > 0 and not any((mask == 0).any() for mask in calls)
-    torch.testing.assert_close(grouped, whole, rtol=1e-5, atol=1e-6)
+    teacher = copy.deepcopy(adapted).eval().requires_grad_(False) if row.teacher_first else None
+    widths = []
+    for model in filter(None, (adapted, teacher)):
+        model.encoder.register_forward_hook(lambda model, given, out: widths.append(out["attention_mask"]))
+    for loss.progress in (0.0, 0.9):
+        loss.teacher = teacher if loss.progress else None
+        monkeypatch.undo()
+        monkeypatch.setattr(objectives, "CALLS_WORTH", float("inf") if joint else -1)
+        widths.clear()
+        whole = gradients(adapted, loss, features_)
+        calls, padding = len(widths), sum(int((mask == 0).sum()) for mask in widths)
+        assert calls <= 5 and padding  # a small model reads a batch at once
+        widths.clear()
+        monkeypatch.setattr(objectives, "CALL_WORTH", 0.0)
+        monkeypatch.setattr(objectives, "READING_WORTH", 0)
+        grouped = gradients(adapted, loss, features_)
+        assert len(widths) > 2 * calls and not any((mask == 0).any() for mask in widths)
+        torch.testing.assert_close(grouped, whole, rtol=1e-5, atol=1e-6)
 
 
 @given(st.lists(st.integers(1, 200), min_size=1, max_size=40), st.integers(0, 300))
@@ -418,10 +427,10 @@ def test_groups_hold_every_text_once_and_are_cut_where_it_pays(lengths, worth):
 
 def test_no_hopworld_model_is_large_enough_for_groups():
     """So its trainings give, to the bit, the weights that they gave before there were groups."""
-    model = ll.load("hopworld", device="cpu")  # as large as any that a notebook trains
+    model = ll.load("hopworld", device="cpu")  # as large as that of any cell of a notebook
     loss = DualViewLoss(model, ll.METHODS["laser"])
     batch, longest = 128, 64  # documents and tokens
-    assert objectives.GROUP_WORTH / loss.parameter_count > batch * longest
+    assert objectives.CALL_WORTH / loss.parameter_count > batch * longest
 
 
 def test_only_what_is_plain_and_small_is_folded(adapted, monkeypatch):
@@ -513,18 +522,23 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from test_training import DualViewLoss, Dataset, batch_of, features, ll, load, objectives, rows
 dist.init_process_group("gloo")
-model = load({folder!r}).train()
-loss = DualViewLoss(model, ll.METHODS["latent"])
-loss.model = DistributedDataParallel(model)  # as the trainer does
-objectives.CALLS_WORTH = float("-inf" if dist.get_rank() else "inf")  # one has much padding, one has none
-terms = loss(batch_of(model, Dataset.from_list(rows(4), features=features()), "latent"))
-sum(terms.values()).backward()
+model, some = load({folder!r}).train(), rows(4)
+if dist.get_rank():
+    some[0]["query"] += " sea" * 9
+    some[1]["positives"] = ["the sea" + " sea" * 9]
+objectives.CALLS_WORTH = float("-inf" if dist.get_rank() else "inf")
+objectives.CALL_WORTH = objectives.READING_WORTH = 0
+for method in ("latent", "laser"):
+    loss = DualViewLoss(model, ll.METHODS[method])
+    loss.model = DistributedDataParallel(model, find_unused_parameters=True)  # as the trainer does
+    terms = loss(batch_of(model, Dataset.from_list(some, features=features()), method))
+    sum(terms.values()).backward()
 dist.destroy_process_group()
 """
 
 
 def test_processes_with_unlike_batches_do_not_wait_for_each_other(tiny_folder):
-    """Every call of a process waits for a call of the others: all make as many, however long their texts are."""
+    """Every call of a process waits for a call of the others: all make as many, whatever saves one of them padding."""
     code = UNLIKE.format(tests=os.path.dirname(__file__), folder=tiny_folder)
     shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     processes = [subprocess.Popen([sys.executable, "-c", code], env=shared | {"RANK": r}) for r in "01"]

@@ -6,14 +6,15 @@ import torch
 from sentence_transformers.util.distributed import all_gather, get_rank, get_world_size
 from torch import Tensor, nn
 
+from laser_lab.base.numbers import named_rows
 from laser_lab.lame import Diversity, targets
 from laser_lab.losses import InfoNCE, LexicalAlignment, OutputKL, StepwiseContrastive, TrajectoryAlignment
 from laser_lab.methods import LatentMethod, ReasonMethod
 from laser_lab.thinking import pool
 
 CALLS_WORTH = 3e8  # multiply-adds of padding that are cheaper than a rollout's calls of their own
-GROUP_WORTH = 1e10  # and than those of a group of texts, on the CPU
-READING_WORTH = 100  # tokens that a CPU multiplies in the time in which it reads the weights once
+CALL_WORTH = 1e10  # multiply-adds of padding that are cheaper than one more call on the CPU, per thinking step,
+READING_WORTH = 100  # and tokens of padding that are cheaper than reading the weights once more
 IDS = ("input_ids", "attention_mask")  # what the model reads of a text
 THOUGHT = ("states", "sentence_embedding")  # what it gives
 
@@ -75,7 +76,7 @@ class DualViewLoss(Objective):
         document_steps = self.method.index_steps
         parts = [ids_of(queries), ids_of(documents)]
         if self.explicit_only:
-            return None, spread(self.read(self.model, parts[1], thinking_steps=document_steps), documents["rows"])
+            return None, spread(self.read(self.model, parts[1], document_steps), documents["rows"])
         sizes = [part["input_ids"].shape for part in parts]
         width = max(length for _, length in sizes)
         padding = sum(count * (width - length) for count, length in sizes)
@@ -83,47 +84,44 @@ class DualViewLoss(Objective):
         if apart or padding * self.parameter_count > CALLS_WORTH:
             words = queries["lexical_ids"] if self.method.lexical else None
             asked = steps if words is None else words.shape[1]  # one more where the end after K steps is taught
-            latent = self.read(self.model, parts[0], thinking_steps=asked, words=words)
-            encoded = self.read(self.model, parts[1], thinking_steps=document_steps)
+            latent = self.read(self.model, parts[0], asked, words=words)
+            encoded = self.read(self.model, parts[1], document_steps)
             if asked > steps:
                 latent = latent | {name: latent[name][:, :steps] for name in ("states", "weights")}
                 latent["sentence_embedding"] = pool(latent["states"], latent["weights"])
         else:
             left = [(width - length, 0) for _, length in sizes]
             both = {key: torch.cat([nn.functional.pad(p[key], pad) for p, pad in zip(parts, left)]) for key in IDS}
-            thought = self.model(both, thinking_steps=steps)
+            thought = self.read(self.model, both, steps)
             split = [thought[key].split([count for count, _ in sizes]) for key in THOUGHT]
             latent, encoded = (dict(zip(THOUGHT, rows)) for rows in zip(*split))
         return latent, spread(encoded, documents["rows"])
 
     def read(
-        self,
-        model: nn.Module,
-        part: dict[str, Tensor],
-        *,
-        thinking_steps: int = 1,
-        segment_ends: Tensor | None = None,
-        words: Tensor | None = None,
+        self, model: nn.Module, part: dict[str, Tensor], steps: int | None = None, **per_text: Tensor | None
     ) -> dict[str, Tensor]:
-        """What `model` thinks of the texts of `part`: up to rounding as in one call, but on the CPU in groups of like
-        length where padding costs more than calls of their own."""
-        how = {} if segment_ends is not None else {"thinking_steps": thinking_steps}
-        own = {name: x for name, x in (("segment_ends", segment_ends), ("words", words)) if x is not None}
-        mask, groups = part["attention_mask"], []
+        """What `model` gives for the texts of `part`: after K = `steps`, or in one pass with ``segment_ends``.
+
+        One process on the CPU reads texts of like length together, in as many calls as save padding. Without dropout
+        the numbers are those of one call, up to rounding.
+        """
+        options = {} if steps is None else {"thinking_steps": steps}
+        per_text = {name: x for name, x in per_text.items() if x is not None}
+        mask, groups, found = part["attention_mask"], [], []
         if mask.device.type == "cpu" and get_world_size() == 1:
-            worth = thinking_steps * (GROUP_WORTH / self.parameter_count + READING_WORTH)
+            worth = (steps or 1) * (CALL_WORTH / self.parameter_count + READING_WORTH)
             groups = groups_of_like_length(mask.sum(1).tolist(), worth)
         if len(groups) < 2:
-            return model(part, **how, **own)
-        found = []
+            return model(part, **options, **per_text)
         for rows in groups:
-            spare = mask.shape[1] - int(mask[rows].sum(1).max())
-            some = {name: x[rows] for name, x in own.items()}
-            if segment_ends is not None:
-                some["segment_ends"] = some["segment_ends"] - spare
-            found.append(model({name: part[name][rows, spare:] for name in IDS}, **how, **some))
-        back = torch.tensor(sum(groups, [])).argsort()
-        return {name: torch.cat([some[name] for some in found])[back] for name in found[0] if name not in part}
+            padding = mask.shape[1] - int(mask[rows].sum(1).max())  # of the longest text of the group
+            some = {name: x[rows] for name, x in per_text.items()}
+            if "segment_ends" in some:
+                some["segment_ends"] -= padding
+            with named_rows(rows.__getitem__):
+                found.append(model({name: part[name][rows, padding:] for name in IDS}, **options, **some))
+        order = torch.tensor(sum(groups, [])).argsort()
+        return {name: torch.cat([some[name] for some in found])[order] for name in found[0] if name not in part}
 
     def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None = None) -> dict[str, Tensor]:
         queries, documents = features[:2]
@@ -169,8 +167,7 @@ class DualViewLoss(Objective):
         else:
             with torch.no_grad():
                 teacher = self.read(self.teacher, view, segment_ends=ends)
-                own = self.read(self.teacher, ids_of(documents), thinking_steps=method.index_steps)
-                own = spread(own, documents["rows"])
+                own = spread(self.read(self.teacher, ids_of(documents), method.index_steps), documents["rows"])
                 teacher_vectors = gather(own["sentence_embedding"])
         fixed = vectors if method.distil_documents else vectors.detach()
         if latent is not None and method.output:

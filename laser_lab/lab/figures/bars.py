@@ -211,11 +211,13 @@ def intervals(
     y: str = "label",
     group: str | None = None,
     panel: str | None = None,
+    hollow: str | None = None,
     title: str | None = None,
 ) -> Figure:
     """Points with their intervals (``low``, ``high``): a row per value of `y`, the first on top, in the colour of its
-    ``method``, a marker per value of `group` and a panel per value of `panel`. A difference has a line at 0."""
-    check(frame, ["method", measure, "low", "high", y] + [column for column in (group, panel) if column])
+    ``method``, a marker per value of `group`, hollow where the column `hollow` is true, and a panel per value of
+    `panel`. A difference has a line at 0."""
+    check(frame, ["method", measure, "low", "high", y] + [column for column in (group, panel, hollow) if column])
     panels, rows = style.panels_of(frame, panel), list(frame[y].unique())
     groups = list(frame[group].unique()) if group else [None]
     across, step = min(2, len(panels)), 0.8 / len(groups)
@@ -230,7 +232,8 @@ def intervals(
             at, kind = rows.index(point[y]), groups.index(point[group]) if group else 0
             reach = [[point[measure] - point["low"]], [point["high"] - point[measure]]]
             ax.errorbar(point[measure], at + (kind - (len(groups) - 1) / 2) * step, xerr=reach, marker="osD^v<>"[kind],
-                        color=colour_of(point["method"], at), markersize=5.5, capsize=2, linewidth=1.3)  # fmt: skip
+                        color=colour_of(point["method"], at), markersize=5.5, capsize=2, linewidth=1.3,
+                        markerfacecolor="white" if hollow and point[hollow] else None)  # fmt: skip
         ax.set_yticks(range(len(rows)), [str(row) for row in rows])
         ax.set_ylim(len(rows) - 0.5, -0.5)
         ax.set_xlabel(axis_label(measure) if ax in axes[-1] else "")
