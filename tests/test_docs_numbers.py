@@ -146,22 +146,35 @@ def test_numbers_of_entailment_bank():
     trials = table("entailment_bank_search").query("train_steps == thinking_steps and learning_rate == 0.0005")
     weighed = trials.query("system == 'lexical' and train_steps == 3").set_index("lexical")["ndcg@10"]
     said = table("entailment_bank_search_words").query("questions == 'dev' and step == 3 and train_steps == 3")
-    said = said.query("learning_rate == 0.0005").groupby("lexical")["own_so_far"].mean() * 100
+    said = said.query("learning_rate == 0.0005").groupby("lexical")[["own_so_far", "others_so_far"]].mean() * 100
     worth = table("11_worth").query("data == 'EntailmentBank' and method == 'lexical'").set_index("first")["difference"]
-    short = table("entailment_bank_40").query("train_steps == thinking_steps").groupby("system")["ndcg@10"].max()
+    short, long = (
+        table(f"entailment_bank{steps}_search")
+        .query("train_steps == thinking_steps and learning_rate == 0.0005 and system in ['basic', 'latent']")
+        .set_index("system")["ndcg@10"]
+        for steps in ("_40", "")
+    )
+    heavy, light = (said["own_so_far"] / said["others_so_far"])[[0.5, 0.1]]
+    share = said["own_so_far"]
+    ranked = table("entailment_bank_search_bm25").query("system == 'lexical' and train_steps == 3")
+    ranked = ranked.pivot_table(index="lexical", columns="ranking", values="ndcg@10")
+    expanded = ranked["bm25 + thoughts"] - ranked["bm25"]
     says(
         "docs/entailment_bank.md",
         f"Each of {real.loc['lexical', 'queries']} dev questions ranks",
         f"ahead of the same words in one pass ({gain['lexical K=1']:+.3f}), nor of `basic` ({gain['basic']:+.3f})",
         f"read without its thoughts it still has {read_at('lexical', 1):.3f} ({worth['no thoughts']:+.3f})",
-        f"`basic` had {short['basic']:.3f} and `lexical` {short['lexical']:.3f}",
+        f"from 40 to 320 steps `basic` rose from {short['basic']:.3f} to {long['basic']:.3f} and `latent` from "
+        f"{short['latent']:.3f} to {long['latent']:.3f}",
         f"hold {own * 100:.0f} % of the words",
         f"{other * 100:.0f} % of those that another question's adds",
         f"from {bm25:.3f} to {with_words:.3f}",
         f"the gap between `latent` and `basic` is {change(latent)}",
         f"`explicit`, the human reasoning in place of thoughts, has {real.loc['explicit', 'ndcg@10']:.3f}",
-        f"At 0.5 `lexical` has {weighed[0.5]:.3f} and its thoughts hold {said[0.5]:.0f} % of the words, at 0.1 "
-        f"{weighed[0.1]:.3f} and {said[0.1]:.0f} % (seed 0)",
+        f"At 0.5 `lexical` has {weighed[0.5]:.3f} and its thoughts hold {share[0.5]:.0f} % of the words, "
+        f"at 0.1 {weighed[0.1]:.3f} and {share[0.1]:.0f} % (seed 0)",
+        f"{heavy:.1f} times another question's instead of {light:.1f}, and bring BM25 more, "
+        f"{expanded[0.5]:+.3f} instead of {expanded[0.1]:+.3f}",
         f"raises BM25 to {once[3]:.3f}, and its 20 tokens hold {once[0] * 100:.0f} % and {once[1] * 100:.0f} %",
     )
 
@@ -176,6 +189,7 @@ def test_numbers_of_strategyqa():
     latent, laser = every.loc[("latent", "basic")], every.loc[("laser", "basic")]
     words = table("11_words").query("panel == 'StrategyQA: dev' and label == 'lexical'").set_index("words of")["recall"]
     bm25 = table("11_bm25").query("data == 'StrategyQA' and method == 'lexical'").set_index("ranking")["ndcg@10"]
+    without = table("11_worth").query("data == 'StrategyQA' and method == 'lexical' and first == 'no thoughts'").iloc[0]
     worth = table("strategyqa_worth").query("system == 'lexical'").groupby("condition")["ndcg@10"].mean()
     for test in (gain, control, latent, laser):
         assert not clear(test), "the page says: not clear"
@@ -184,6 +198,7 @@ def test_numbers_of_strategyqa():
         trials["system"] + trials["train_steps"].map(" {:d}".format) + trials["lexical"].map(" {:g}".format)
     )
     heavy = compare(trials, [("lexical 3 0.5", "basic 1 0"), ("lexical 1 0.5", "basic 1 0")], by="trial").iloc[0]
+    at_half = trials.loc[trials["trial"] == "lexical 3 0.5", "ndcg@10"].mean()
     heavy_words = table("strategyqa_search_words").query("lexical == 0.5 and questions == 'dev' and step == 3")
     says(
         "docs/entailment_bank.md",
@@ -192,14 +207,15 @@ def test_numbers_of_strategyqa():
         f"hold {words['its own reasoning'] * 100:.0f} % of the decomposition's new words, but also "
         f"{words[OTHER] * 100:.0f} % of another question's, and add nothing to BM25 "
         f"({bm25['bm25 + thoughts']:.3f})",
-        f"Without its thoughts `lexical` falls to {worth['knocked out']:.3f}; with the thoughts of another question it "
-        f"keeps {worth[OTHER]:.3f}",
+        f"Without its thoughts `lexical` has {worth['knocked out']:.3f} (p = {without['p']:.2f} alone, "
+        f"{without['p_adjusted']:.2f} adjusted for four tests), with the thoughts of another question "
+        f"{worth[OTHER]:.3f}",
         f"the same words in one pass, has {real['lexical K=1']:.3f} ({change(control)})",
         f"read by `basic`, has {real['rewrite']:.3f}",
         f"`latent` has {real['latent']:.3f} ({change(latent)} against `basic`)",
         f"`laser` {real['laser']:.3f} ({change(laser)} against `basic`)",
         f"`explicit`, the human decomposition in place of its thoughts, has {real['explicit (bound)']:.3f}",
-        f"At 0.5 `lexical` has {real['basic'] + heavy['difference']:.3f} there ({change(heavy)} against `basic`), and "
+        f"At 0.5 `lexical` has {at_half:.3f} there ({change(heavy)} against `basic`), and "
         f"its thoughts hold {heavy_words['own_so_far'].mean() * 100:.0f} % of the words",
     )
 
