@@ -145,7 +145,9 @@ def test_numbers_of_entailment_bank():
     assert not undecided.apply(clear, axis=1).any(), "the page says: not clear"
     trials = table("entailment_bank_search").query("train_steps == thinking_steps and learning_rate == 0.0005")
     weighed = trials.query("system == 'lexical' and train_steps == 3").set_index("lexical")["ndcg@10"]
-    said = table("entailment_bank_search_words").query("questions == 'dev' and step == 3 and train_steps == 3")
+    said = table("entailment_bank_search_words").query(
+        "system == 'lexical' and questions == 'dev' and step == 3 and train_steps == 3"
+    )
     said = said.query("learning_rate == 0.0005").groupby("lexical")[["own_so_far", "others_so_far"]].mean() * 100
     worth = table("11_worth").query("data == 'EntailmentBank' and method == 'lexical'").set_index("first")["difference"]
     short, long = (
@@ -199,7 +201,9 @@ def test_numbers_of_strategyqa():
     )
     heavy = compare(trials, [("lexical 3 0.5", "basic 1 0"), ("lexical 1 0.5", "basic 1 0")], by="trial").iloc[0]
     at_half = trials.loc[trials["trial"] == "lexical 3 0.5", "ndcg@10"].mean()
-    heavy_words = table("strategyqa_search_words").query("lexical == 0.5 and questions == 'dev' and step == 3")
+    heavy_words = table("strategyqa_search_words").query(
+        "system == 'lexical' and lexical == 0.5 and questions == 'dev' and step == 3"
+    )
     says(
         "docs/entailment_bank.md",
         f"`basic` has {real['basic']:.3f}, `lexical` {real['lexical']:.3f} ({change(gain)}), "
