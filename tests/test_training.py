@@ -405,7 +405,7 @@ def test_groups_of_like_length_change_no_loss_and_no_gradient(adapted, method, j
         calls, padding = len(widths), sum(int((mask == 0).sum()) for mask in widths)
         assert calls <= 5 and padding  # a small model reads a batch at once
         widths.clear()
-        monkeypatch.setattr(objectives, "CALL_WORTH", 0.0)
+        monkeypatch.setattr(objectives, "GROUP_WORTH", 0.0)
         monkeypatch.setattr(objectives, "READING_WORTH", 0)
         grouped = gradients(adapted, loss, features_)
         assert len(widths) > 2 * calls and not any((mask == 0).any() for mask in widths)
@@ -430,7 +430,7 @@ def test_no_hopworld_model_is_large_enough_for_groups():
     model = ll.load("hopworld", device="cpu")  # as large as that of any cell of a notebook
     loss = DualViewLoss(model, ll.METHODS["laser"])
     batch, longest = 128, 64  # documents and tokens
-    assert objectives.CALL_WORTH / loss.parameter_count > batch * longest
+    assert objectives.GROUP_WORTH / loss.parameter_count > batch * longest
 
 
 def test_only_what_is_plain_and_small_is_folded(adapted, monkeypatch):
@@ -492,11 +492,16 @@ dist.destroy_process_group()
 """
 
 
+def two_processes(code):
+    """Two that run `code` as one job of torch.distributed."""
+    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    return [subprocess.Popen([sys.executable, "-c", code], env=shared | {"RANK": r}) for r in "01"]
+
+
 def test_two_processes_equal_one(tiny_folder, tmp_path):
     """Loss and gradient of two gloo processes with half the batch each, against one with the whole."""
     code = WORKER.format(tests=os.path.dirname(__file__), folder=tiny_folder, out=tmp_path)
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    processes = [subprocess.Popen([sys.executable, "-c", code], env=shared | {"RANK": r}) for r in "01"]
+    processes = two_processes(code)
     one = terms_and_gradients(tiny_folder)
     assert [p.wait(timeout=120) for p in processes] == [0, 0]
     halves = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in "01"]
@@ -527,7 +532,7 @@ if dist.get_rank():
     some[0]["query"] += " sea" * 9
     some[1]["positives"] = ["the sea" + " sea" * 9]
 objectives.CALLS_WORTH = float("-inf" if dist.get_rank() else "inf")
-objectives.CALL_WORTH = objectives.READING_WORTH = 0
+objectives.GROUP_WORTH = objectives.READING_WORTH = 0
 for method in ("latent", "laser"):
     loss = DualViewLoss(model, ll.METHODS[method])
     loss.model = DistributedDataParallel(model, find_unused_parameters=True)  # as the trainer does
@@ -540,8 +545,7 @@ dist.destroy_process_group()
 def test_processes_with_unlike_batches_do_not_wait_for_each_other(tiny_folder):
     """Every call of a process waits for a call of the others: all make as many, whatever saves one of them padding."""
     code = UNLIKE.format(tests=os.path.dirname(__file__), folder=tiny_folder)
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    processes = [subprocess.Popen([sys.executable, "-c", code], env=shared | {"RANK": r}) for r in "01"]
+    processes = two_processes(code)
     try:
         assert [p.wait(timeout=120) for p in processes] == [0, 0]
     finally:

@@ -13,7 +13,7 @@ from laser_lab.methods import LatentMethod, ReasonMethod
 from laser_lab.thinking import pool
 
 CALLS_WORTH = 3e8  # multiply-adds of padding that are cheaper than a rollout's calls of their own
-CALL_WORTH = 1e10  # multiply-adds of padding that are cheaper than one more call on the CPU, per thinking step,
+GROUP_WORTH = 1e10  # multiply-adds of padding that are cheaper than one more group on the CPU, per thinking step,
 READING_WORTH = 100  # and tokens of padding that are cheaper than reading the weights once more
 IDS = ("input_ids", "attention_mask")  # what the model reads of a text
 THOUGHT = ("states", "sentence_embedding")  # what it gives
@@ -109,7 +109,7 @@ class DualViewLoss(Objective):
         per_text = {name: x for name, x in per_text.items() if x is not None}
         mask, groups, found = part["attention_mask"], [], []
         if mask.device.type == "cpu" and get_world_size() == 1:
-            worth = (steps or 1) * (CALL_WORTH / self.parameter_count + READING_WORTH)
+            worth = (steps or 1) * (GROUP_WORTH / self.parameter_count + READING_WORTH)
             groups = groups_of_like_length(mask.sum(1).tolist(), worth)
         if len(groups) < 2:
             return model(part, **options, **per_text)
