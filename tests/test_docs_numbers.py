@@ -132,6 +132,7 @@ def words_of_thoughts(method="lexical"):
 def test_numbers_of_entailment_bank():
     real = entailment_bank()
     aside = dict.fromkeys(("bm25-reasoning", "explicit"), " (reads the human reasoning: a bound)")
+    aside |= dict.fromkeys(("bm25-intermediate", "explicit-intermediate"), " (the same without its last sentence)")
     aside["zero-shot"] = " (before training)"
     wrong = misread("entailment_bank")
     for system, row in real.iterrows():
@@ -172,7 +173,11 @@ def test_numbers_of_entailment_bank():
         f"{other * 100:.0f} % of those that another question's adds",
         f"from {bm25:.3f} to {with_words:.3f}",
         f"the gap between `latent` and `basic` is {change(latent)}",
-        f"`explicit`, the human reasoning in place of thoughts, has {real.loc['explicit', 'ndcg@10']:.3f}",
+        f"`laser-lexical`, has {real.loc['explicit', 'ndcg@10']:.3f}",
+        f"(`explicit-intermediate`) it still has {real.loc['explicit-intermediate', 'ndcg@10']:.3f}, "
+        f"{change(tests.loc[('explicit-intermediate', 'lexical')])} above `lexical`",
+        f"BM25 has {real.loc['bm25-reasoning', 'ndcg@10']:.3f} with the reasoning, "
+        f"{real.loc['bm25-intermediate', 'ndcg@10']:.3f} without its last sentence",
         f"At 0.5 `lexical` has {weighed[0.5]:.3f} and its thoughts hold {share[0.5]:.0f} % of the words, "
         f"at 0.1 {weighed[0.1]:.3f} and {share[0.1]:.0f} % (seed 0)",
         f"{heavy:.1f} times another question's instead of {light:.1f}, and bring BM25 more, "
@@ -218,7 +223,8 @@ def test_numbers_of_strategyqa():
         f"read by `basic`, has {real['rewrite']:.3f}",
         f"`latent` has {real['latent']:.3f} ({change(latent)} against `basic`)",
         f"`laser` {real['laser']:.3f} ({change(laser)} against `basic`)",
-        f"`explicit`, the human decomposition in place of its thoughts, has {real['explicit (bound)']:.3f}",
+        f"`explicit`, the human decomposition in place of its thoughts, has {real['explicit (bound)']:.3f}, "
+        f"and {real['explicit-intermediate (bound)']:.3f} without its last step",
         f"At 0.5 `lexical` has {at_half:.3f} there ({change(heavy)} against `basic`), and "
         f"its thoughts hold {heavy_words['own_so_far'].mean() * 100:.0f} % of the words",
     )

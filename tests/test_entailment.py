@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import pandas as pd
@@ -162,6 +163,24 @@ def test_both_corpora_share_a_training_and_readings_the_documents(bank, tmp_path
     }
     pooled = json.loads((bank["folder"] / "bank_runs.json").read_text())
     assert {run["documents"] for run in pooled} < set(range(60))
+
+
+def test_intermediate_rows_read_the_reasoning_without_its_last_sentence(bank, tmp_path, monkeypatch):
+    folder = tmp_path / "cut"
+    shutil.copytree(bank["data"], folder)
+    questions = [json.loads(line) for line in (folder / "dev.jsonl").read_text().splitlines()]
+    lines = [json.dumps(question | {"reasoning": question["reasoning"][:-1]}) for question in questions]
+    (folder / "dev.jsonl").write_text("\n".join(lines) + "\n")
+    explicit = next(row for row in rows_of(bank["config"], bank["data"]) if row.system == "explicit")
+    final = explicit.trained
+    monkeypatch.setattr(Row, "trained", property(lambda row: final))  # one model reads both folders
+    for whole in (Row(bank["data"], "bm25-reasoning"), explicit):
+        intermediate = replace(whole, system=whole.system.replace("-reasoning", "") + "-intermediate")
+        cut = replace(whole, data=str(folder))
+        for row in (whole, intermediate, cut):
+            row.run()
+        assert intermediate.frame()["ndcg@10"].tolist() == cut.frame()["ndcg@10"].tolist()
+        assert intermediate.frame()["ndcg@10"].tolist() != whole.frame()["ndcg@10"].tolist()
 
 
 def test_reading_is_that_of_evaluate(bank):

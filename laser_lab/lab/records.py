@@ -140,7 +140,7 @@ def ordered(frame: pd.DataFrame) -> pd.DataFrame:
 
 def drawn(frame: pd.DataFrame) -> pd.DataFrame:
     """For a figure: ``label`` names a row, ``method`` gives its colour. ``lexical K=1`` has that of ``lexical``."""
-    return frame.assign(label=frame["method"], method=frame["method"].str.split(" K=").str[0])
+    return frame.assign(label=frame["method"], method=frame["method"].str.split(" K=|-intermediate").str[0])
 
 
 def find(frame: pd.DataFrame, **which: Any) -> pd.Series | None:

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from laser_lab.encoder import LatentRetriever
     from laser_lab.thinking import Thoughts
 
-UNTRAINED = ("bm25", "bm25-reasoning", "zero-shot")
+UNTRAINED = ("bm25", "bm25-reasoning", "bm25-intermediate", "zero-shot")
 STOCK = "st"
 """Any SentenceTransformer as it is, by hub id or folder (the row's ``model``)."""
-READINGS = ("rewrite", "explicit")
-"""Systems that read a trained row in another way."""
+READINGS = ("rewrite", "explicit", "explicit-intermediate")
+"""Systems that read a trained row in another way. ``-intermediate``: reasoning without its last sentence."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ class Row(Cached):
         task = read_task(self.data, "dev")
         if self.corpus == "pooled":
             task = named_documents(task, read_dataset(self.data, "dev"))
+        if self.system.endswith("-intermediate"):  # on EntailmentBank the last sentence holds the answer
+            task = replace(task, reasoning={query: steps[:-1] for query, steps in task.reasoning.items()})
         started = time.perf_counter()
         if self.system.startswith("bm25"):
             scores, record = _search(self, task)
@@ -174,9 +176,8 @@ def _trained(row: Row) -> LatentRetriever:
 
 def _search(row: Row, task: RetrievalTask) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Per-query measures of BM25, and milliseconds per query."""
-    queries = list(task.queries.values())
-    if row.system == "bm25-reasoning":
-        queries = [" ".join([query, *task.reasoning[q]]) for q, query in task.queries.items()]
+    told = {} if row.system == "bm25" else task.reasoning
+    queries = [" ".join([query, *told.get(q, [])]) for q, query in task.queries.items()]
     index = bm25_index(task)
     started = time.perf_counter()
     found = bm25(task, queries, index)
@@ -228,10 +229,9 @@ def _read(row: Row, model: LatentRetriever, task: RetrievalTask) -> tuple[pd.Dat
     documents = _documents(row, model, task)
     timing: dict[int, float] = {}
     record = {"ms_per_query": timing, "device": str(model.device), "threads": torch.get_num_threads()}
-    if row.system == "explicit":
-        reasoning = [task.reasoning[query] for query in task.queries]
+    if row.system.startswith("explicit"):
         started = time.perf_counter()
-        embeddings, _ = explicit_thoughts(model, texts, reasoning)
+        embeddings, _ = explicit_thoughts(model, texts, [task.reasoning[query] for query in task.queries])
         timing[row.steps] = 1000 * (time.perf_counter() - started) / len(texts)
         scores = score_steps(Thoughts(texts, embeddings[:, None]), documents, task, 1)
         return scores.assign(thinking_steps=row.steps), record
