@@ -144,6 +144,12 @@ def test_numbers_of_entailment_bank():
     latent = tests.loc[("latent", "basic")]
     undecided = tests.loc[[("lexical", "lexical K=1"), ("lexical", "basic"), ("latent", "basic")]]
     assert not undecided.apply(clear, axis=1).any(), "the page says: not clear"
+    released = tests.loc[("laser-released", "basic")]
+    changed = table("11_worth").query("data == 'EntailmentBank' and method != 'zero-shot'")
+    changed = changed.set_index(["first", "method"])
+    needs = changed.loc["no thoughts"]
+    assert needs.index[needs.apply(clear, axis=1)].tolist() == ["laser-released"], "the page says: it alone"
+    shuffled = changed.loc[(OTHER, "laser-released"), "difference"]
     trials = table("entailment_bank_search").query("train_steps == thinking_steps and learning_rate == 0.0005")
     weighed = trials.query("system == 'lexical' and train_steps == 3").set_index("lexical")["ndcg@10"]
     said = table("entailment_bank_search_words").query(
@@ -167,6 +173,9 @@ def test_numbers_of_entailment_bank():
         f"Each of {real.loc['lexical', 'queries']} dev questions ranks",
         f"ahead of the same words in one pass ({gain['lexical K=1']:+.3f}), nor of `basic` ({gain['basic']:+.3f})",
         f"read without its thoughts it still has {read_at('lexical', 1):.3f} ({worth['no thoughts']:+.3f})",
+        f"has {real.loc['laser-released', 'ndcg@10']:.3f}: {change(released)} against `basic`, p = {released['p']:.2f} "
+        f"alone and {released['p_adjusted']:.2f} adjusted",
+        f"({change(needs.loc['laser-released'])}), but another question's serve it as well ({shuffled:+.3f})",
         f"from 40 to 320 steps `basic` rose from {short['basic']:.3f} to {long['basic']:.3f} and `latent` from "
         f"{short['latent']:.3f} to {long['latent']:.3f}",
         f"hold {own * 100:.0f} % of the words",
@@ -198,7 +207,7 @@ def test_numbers_of_strategyqa():
     bm25 = table("11_bm25").query("data == 'StrategyQA' and method == 'lexical'").set_index("ranking")["ndcg@10"]
     without = table("11_worth").query("data == 'StrategyQA' and method == 'lexical' and first == 'no thoughts'").iloc[0]
     worth = table("strategyqa_worth").query("system == 'lexical'").groupby("condition")["ndcg@10"].mean()
-    for test in (gain, control, latent, laser):
+    for test in (gain, control, latent, laser, without):
         assert not clear(test), "the page says: not clear"
     trials = table("strategyqa_search_per_query").query("thinking_steps == train_steps")
     trials["trial"] = (
@@ -216,9 +225,8 @@ def test_numbers_of_strategyqa():
         f"hold {words['its own reasoning'] * 100:.0f} % of the decomposition's new words, but also "
         f"{words[OTHER] * 100:.0f} % of another question's, and add nothing to BM25 "
         f"({bm25['bm25 + thoughts']:.3f})",
-        f"Without its thoughts `lexical` has {worth['knocked out']:.3f} (p = {without['p']:.2f} alone, "
-        f"{without['p_adjusted']:.2f} adjusted for four tests), with the thoughts of another question "
-        f"{worth[OTHER]:.3f}",
+        f"Without its thoughts `lexical` has {worth['knocked out']:.3f} ({change(without)}), with the thoughts of "
+        f"another question {worth[OTHER]:.3f}",
         f"the same words in one pass, has {real['lexical K=1']:.3f} ({change(control)})",
         f"read by `basic`, has {real['rewrite']:.3f}",
         f"`latent` has {real['latent']:.3f} ({change(latent)} against `basic`)",
