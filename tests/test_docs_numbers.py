@@ -213,8 +213,8 @@ def test_numbers_of_strategyqa():
     assert clear(released), "the page says: clearly"
     assert not clear(every.loc[("gircse", "basic")]), "the page says: not clear"
     trials = table("strategyqa_search_per_query").query("thinking_steps == train_steps")
-    by_rate = trials.query("lexical < 0.5").groupby(["system", "train_steps", "learning_rate"])["ndcg@10"].mean()
-    low, high = (by_rate.xs((3, rate), level=("train_steps", "learning_rate")) for rate in (0.0002, 0.0005))
+    usual = trials.query("lexical < 0.5 and (train_steps == 3 or system == 'basic')")
+    low, high = (usual[usual["learning_rate"] == rate].groupby("system")["ndcg@10"].mean() for rate in (0.0002, 0.0005))
     trials = trials.query("learning_rate == 0.0005")
     trials["trial"] = (
         trials["system"] + trials["train_steps"].map(" {:d}".format) + trials["lexical"].map(" {:g}".format)
@@ -238,9 +238,9 @@ def test_numbers_of_strategyqa():
         f"`latent` has {real['latent']:.3f} ({change(latent)} against `basic`)",
         f"`laser` {real['laser']:.3f} ({change(laser)} against `basic`), `gircse` {real['gircse']:.3f}",
         f"`laser-released` has {real['laser-released']:.3f} and is clearly worse than `basic` ({change(released)})",
-        f"`latent` has {low['latent']:.3f} with it (seed 0: {high['latent']:.3f} at 0.0005), `lexical` "
-        f"{low['lexical']:.3f} ({high['lexical']:.3f}), `laser` {low['laser']:.3f} ({high['laser']:.3f}) and `gircse` "
-        f"{low['gircse']:.3f} ({high['gircse']:.3f})",
+        f"`basic` has {low['basic']:.3f} with it (seed 0: {high['basic']:.3f} at 0.0005), `latent` {low['latent']:.3f} "
+        f"({high['latent']:.3f}), `lexical` {low['lexical']:.3f} ({high['lexical']:.3f}), `laser` {low['laser']:.3f} "
+        f"({high['laser']:.3f}) and `gircse` {low['gircse']:.3f} ({high['gircse']:.3f})",
         f"`explicit`, the human decomposition in place of its thoughts, has {real['explicit (bound)']:.3f}, "
         f"and {real['explicit-intermediate (bound)']:.3f} without its last step",
         f"At 0.5 `lexical` has {at_half:.3f} there ({change(heavy)} against `basic`), and "
