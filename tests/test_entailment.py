@@ -137,6 +137,13 @@ def test_records_of_another_machine_stay_in_the_files(bank, tmp_path, monkeypatc
         assert "zero-shot, K=3, seed 0: as in the files" in capsys.readouterr().out
     assert written() == before
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "bank.csv"), table, rtol=1e-4)
+    runs = json.loads((tmp_path / "bank_runs.json").read_text())
+    (tmp_path / "bank_runs.json").write_text(json.dumps([runs[0] | {"misread": 3}, *runs[1:]]))
+    assert runs[0]["row"]["system"] == "bm25" and main([*call, "--finished"]) == 0
+    assert "misread" in (tmp_path / "bank_runs.json").read_text(), "it stays until it is run again"
+    capsys.readouterr()
+    assert main(call) == 0 and "14 rows that were run elsewhere" in capsys.readouterr().out
+    assert "misread" not in (tmp_path / "bank_runs.json").read_text()
     changed = json.loads((bank["folder"] / "config.yaml").read_text())
     next(row for row in changed["rows"] if row["system"] == "latent")["training"] = {"learning_rate": 5e-3}
     (tmp_path / "changed.yaml").write_text(json.dumps(changed))

@@ -25,7 +25,7 @@ def records(stem, kind):
 
 
 def test_there_are_records():
-    assert "entailment_bank" in STEMS
+    assert {stem + kind for stem in SETS.values() for kind in ("", "_search")} <= {*STEMS} and WHOLE == SETS
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -95,6 +95,7 @@ def test_the_notebook_s_tables_are_those_of_the_records(name):
     shown = figure_data("11_quality", name)
     labels = shown["label"].str.removesuffix(" (bound)")
     assert shown["ndcg@10"].tolist() == pytest.approx(mean(own, "method").loc[labels, "ndcg@10"].tolist(), abs=2e-5)
+    assert sorted(labels) == sorted(own["method"].unique())
     words = mean(records(stem, "words").query("step == train_steps"), "questions", "method")
     shown = figure_data("11_words", name)
     column = shown["words of"].map({"its own reasoning": "own_so_far", "another question's": "others_so_far"})
@@ -108,6 +109,23 @@ def test_the_notebook_s_tables_are_those_of_the_records(name):
     bm25 = mean(records(stem, "bm25"), "method", "ranking")["ndcg@10"]
     shown = figure_data("11_bm25", name).set_index(["method", "ranking"])["ndcg@10"]
     assert shown.to_dict() == pytest.approx(bm25.to_dict(), abs=2e-5)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_notebook_s_tests_are_those_of_the_records(name):
+    """Differences, intervals and adjusted p, of rows and of changes of thoughts, computed again."""
+    shown = figure_data("11_tests", name)
+    pairs = list(zip(shown["first"], shown["second"]))
+    again = differences(at_own(records(SETS[name], "per_query")), pairs)
+    assert len(pairs) > 10 and again[["first", "second"]].to_numpy().tolist() == [list(pair) for pair in pairs]
+    columns = ["difference", "low", "high", "seeds", "least", "most", "p_adjusted"]
+    assert shown[columns].to_numpy() == pytest.approx(again[columns].to_numpy(), abs=2e-5)
+    worth, shown = records(SETS[name], "worth"), figure_data("11_worth", name)
+    for method, part in shown.groupby("method"):
+        told = part["first"].replace({"no thoughts": "knocked out", "mean over questions": "mean"})
+        changes = [(change, "as they are") for change in told]
+        again = differences(worth[worth["method"] == method], changes, by="condition")
+        assert part[columns].to_numpy() == pytest.approx(again[columns].to_numpy(), abs=2e-5)
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -124,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"nothing to run; there are {', '.join(dict.fromkeys(row.system for row in rows))}")
     settings = searched_settings(config) if options.search else []
     out = options.out or cache_dir() / "entailment" / "table.csv"
-    kept = [rows[at] for at in recorded(rows, out, settings) if not rows[at].done]
+    kept = [rows[i] for i, (_, run) in recorded(rows, out, settings).items() if not rows[i].done | ("misread" in run)]
     if kept:
         print(f"{out} holds {len(kept)} rows that were run elsewhere: they stay (name another file to run them here)")
     waiting = [row for row in chosen if row not in kept and not options.finished]

@@ -156,7 +156,8 @@ def differences(
     """:func:`laser_lab.base.stats.compare` in `measure`, set by set (``data``), of the pairs that are there."""
     pairs, tests = list(pairs), []
     if by == "method":
-        frame = frame.assign(seed=frame["seed"].mask(frame["system"].isin([*UNTRAINED, STOCK]), NOT_TRAINED))
+        kind = frame["system"].str.split(":").str[0]  # st:NAME
+        frame = frame.assign(seed=frame["seed"].mask(kind.isin([*UNTRAINED, STOCK]), NOT_TRAINED))
     for name, part in frame.groupby("data", sort=False):
         known = [pair for pair in pairs if set(pair) <= set(part[by])]
         tests.append(compare(part.assign(**{"ndcg@10": part[measure]}), known, by=by).assign(data=name))

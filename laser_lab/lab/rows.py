@@ -187,13 +187,15 @@ def _search(row: Row, task: RetrievalTask) -> tuple[pd.DataFrame, dict[str, Any]
 
 def _stock(row: Row, task: RetrievalTask) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Per-query measures of a SentenceTransformer in its own prompts, and milliseconds per query."""
+    import torch
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(row.model)
     documents = model.encode_document(list(task.corpus.values()), normalize_embeddings=True)
     started = time.perf_counter()
     queries = model.encode_query(list(task.queries.values()), normalize_embeddings=True)
-    record = {"ms_per_query": {1: 1000 * (time.perf_counter() - started) / len(queries)}}
+    timing = {1: 1000 * (time.perf_counter() - started) / len(queries)}
+    record = {"ms_per_query": timing, "device": str(model.device), "threads": torch.get_num_threads()}
     return score(queries, documents, task, per_query=True).assign(thinking_steps=1), record
 
 

@@ -20,11 +20,7 @@ OUTCOMES = ("changed path", "true path", "elsewhere")
 
 
 def undisturbed_thoughts(
-    model: SentenceTransformer,
-    world: HopWorld,
-    thinking_steps: int | None = None,
-    *,
-    batch_size: int = 128,
+    model: SentenceTransformer, world: HopWorld, thinking_steps: int | None = None, *, batch_size: int = 128
 ) -> tuple[Thoughts, Thoughts]:
     """Thoughts about the test queries and all documents of `world`: what :func:`bridge_swaps` compares with."""
     steps = model[0].steps_of(thinking_steps)
