@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -247,7 +248,12 @@ def test_an_exported_adapter_is_the_trained_model(bank, tmp_path, monkeypatch, c
     for file in target.iterdir():
         assert str(bank["folder"].parent).encode() not in file.read_bytes(), file.name
     card = (target / "README.md").read_text()
-    assert "pooled corpus" in card and "scatters" not in card
+    assert "pooled corpus" in card and f"training questions of `{Path(bank['data']).name}`" in card
+    monkeypatch.setattr("laser_lab.adapters.FOLDER", tmp_path / "package")
+    assert main([*bank["call"][:3], "--export", "laser", "--seeds", "1"]) == 0
+    assert [file.name for file in (tmp_path / "package").iterdir()] == [
+        f"laser-{Path(bank['data']).name.replace('_', '-')}"
+    ]
 
 
 def test_what_cannot_be_exported(bank, tmp_path, monkeypatch):

@@ -134,12 +134,7 @@ class Answers:
     # -- answers ---------------------------------------------------------------------------------------------------
 
     def answer(
-        self,
-        query: str,
-        change: Change | None = None,
-        *,
-        before: np.ndarray | None = None,
-        pins: Iterable[str] = (),
+        self, query: str, change: Change | None = None, *, before: np.ndarray | None = None, pins: Iterable[str] = ()
     ) -> dict[str, Any]:
         """Everything there is to draw for a query, for every K.
 

@@ -34,10 +34,7 @@ from laser_lab.probing.vocabulary import nearest_tokens, soft_token_states
 from laser_lab.training.run import train
 
 HOPWORLD_SETTINGS: dict[str, Any] = dict(
-    lora=dict(r=16, lora_alpha=32),
-    learning_rate=2e-3,
-    max_steps=400,
-    per_device_train_batch_size=32,
+    lora=dict(r=16, lora_alpha=32), learning_rate=2e-3, max_steps=400, per_device_train_batch_size=32
 )
 """Training in HopWorld, the same for every method (its learning rate is the best that a search found, on dev)."""
 

@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=1, help="rows to run at a time; their times are then no use")
     parser.add_argument("--finished", action="store_true", help="run nothing: write the records of what is finished")
     parser.add_argument("--export", metavar="SYSTEM", help="only write its trained adapter (of the first of --seeds)")
-    parser.add_argument("--to", help=f"folder of --export; default: {adapters.FOLDER.name}/SYSTEM-entailment-bank")
+    parser.add_argument("--to", help=f"folder of --export; default: {adapters.FOLDER.name}/SYSTEM-DATA")
     options = parser.parse_args(arguments)
     from tqdm.auto import tqdm
 
@@ -113,7 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed = options.seeds[0] if options.seeds else 0
         chosen = [row for row in both if row.system == options.export and row.seed == seed]
         chosen = [row for row in chosen if row.steps == chosen[0].steps]  # the first K that the file names
-        folder = export_adapter(chosen, options.to or adapters.FOLDER / f"{options.export}-entailment-bank")
+        name = f"{options.export}-{Path(options.data).resolve().name.replace('_', '-')}"
+        folder = export_adapter(chosen, options.to or adapters.FOLDER / name)
         size = sum(file.stat().st_size for file in folder.iterdir())
         print(f"{folder.name}: {size / 1e6:.1f} MB")
         return 0

@@ -29,8 +29,8 @@ tags: [sentence-transformers, dense-retrieval, latent-thinking, lora]
 
 # {name}
 
-A LoRA adapter (bfloat16) that makes `{base}` a dense retriever that thinks silently: method `{method}` with
-K={steps} (thinking steps), trained by laser_lab on EntailmentBank's training questions ({rows} of them, with the human
+A LoRA adapter (bfloat16) that makes `{base}` a dense retriever: method `{method}` with K={steps} (1 reads in one pass,
+more steps think silently), trained by laser_lab on the training questions of `{data}` ({rows} of them, with the human
 reasoning where the method learns from it).
 
     import laser_lab as ll
@@ -45,14 +45,18 @@ nDCG@10 on the {queries} dev questions, on which the settings were chosen too, s
 
 {results}
 
-The settings, the versions and the losses are in `run_card.json`. It was trained on about {rows} science questions in
-English and is a demonstration, not a general retriever.
+The settings, the versions and the losses are in `run_card.json`. With so few questions it is a demonstration, not a
+general retriever.
 
 ## Terms
 
-EntailmentBank: Dalvi et al., "Explaining Answers with Entailment Trees" (EMNLP 2021); none of its text is in here.
+{source}None of the text of the training data is in here.
 {terms}
 """
+SOURCES = {
+    "entailment_bank": 'EntailmentBank: Dalvi et al., "Explaining Answers with Entailment Trees" (EMNLP 2021). ',
+    "strategyqa": 'StrategyQA: Geva et al., "Did Aristotle Use a Laptop?" (TACL 2021). ',
+}
 GEMMA_TERMS = """\
 The adapter is a modification of Gemma. Gemma is provided under and subject to the Gemma Terms of Use found at
 ai.google.dev/gemma/terms, which also restrict its use (ai.google.dev/gemma/prohibited_use_policy)."""
@@ -104,12 +108,14 @@ def _model_card(rows: Sequence[Row], base: str, name: str, trained_on: int) -> s
         own = finished.frame().query("thinking_steps == train_steps")
         queries, documents = len(own), finished.record["documents"]
         results.append(f"- {finished.corpus} corpus ({documents:,} facts): {own['ndcg@10'].mean():.3f}")
-    gemma = base.startswith("gemma")
+    gemma, data = base.startswith("gemma"), Path(row.data).name
     return CARD.format(
         base=base,
         name=name,
         method=row.system,
         steps=row.steps,
+        data=data,
+        source=SOURCES.get(data, ""),
         rows=f"{trained_on:,}",
         queries=queries,
         seed=row.seed,
