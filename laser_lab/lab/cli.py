@@ -31,11 +31,11 @@ BUILT_IN_TASKS = {"mini": mini, "hopworld": lambda: HopWorld().task("test")}
 EXIT_CODES = "Exit codes: 0 done, 1 failed (one line says why; --debug shows the traceback), 2 wrong usage."
 EXAMPLES = {
     None: """
-  laser-lab think gemma-3-270m "why is the sky blue" --steps 5
+  laser-lab think lexical-entailment-bank "why is the sky blue" --steps 3
   laser-lab explore gemma-3-270m mini --adapter lexical-entailment-bank --html thoughts.html
   laser-lab COMMAND --help""",
     "think": """
-  laser-lab think gemma-3-270m "why is the sky blue" --steps 5
+  laser-lab think lexical-entailment-bank "why is the sky blue" --steps 3
   laser-lab think hopworld "mother of neighbour of teacher of nelapi ? think" --steps 3
   laser-lab think runs/laser/final "why is the sky blue" "why is the sea green" --top 10""",
     "explore": """
