@@ -263,8 +263,8 @@ def test_numbers_of_strategyqa():
         f"`basic` has {low['basic']:.3f} with it (seed 0: {high['basic']:.3f} at 0.0005), `latent` {low['latent']:.3f} "
         f"({high['latent']:.3f}), `lexical` {low['lexical']:.3f} ({high['lexical']:.3f}), `laser` {low['laser']:.3f} "
         f"({high['laser']:.3f}) and `gircse` {low['gircse']:.3f} ({high['gircse']:.3f})",
-        f"`explicit`, the human decomposition in place of thoughts, read by `laser`, has {real['explicit (bound)']:.3f}, "
-        f"and {real['explicit-intermediate (bound)']:.3f} without its last step",
+        "`explicit`, the human decomposition in place of thoughts, read by `laser`, has "
+        f"{real['explicit (bound)']:.3f}, and {real['explicit-intermediate (bound)']:.3f} without its last step",
         f"At 0.5 `lexical` has {at_half:.3f} ({change(heavy)} against 0.1, seed 0), and "
         f"its thoughts hold {heavy_words['own_so_far'].mean() * 100:.0f} % of the words",
     )
