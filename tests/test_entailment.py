@@ -249,11 +249,13 @@ def test_an_exported_adapter_is_the_trained_model(bank, tmp_path, monkeypatch, c
         assert str(bank["folder"].parent).encode() not in file.read_bytes(), file.name
     card = (target / "README.md").read_text()
     assert "pooled corpus" in card and f"training questions of `{Path(bank['data']).name}`" in card
+    assert "thinks silently in 3 steps" in card and "Dalvi" not in card
     monkeypatch.setattr("laser_lab.adapters.FOLDER", tmp_path / "package")
-    assert main([*bank["call"][:3], "--export", "laser", "--seeds", "1"]) == 0
-    assert [file.name for file in (tmp_path / "package").iterdir()] == [
-        f"laser-{Path(bank['data']).name.replace('_', '-')}"
-    ]
+    shutil.copytree(bank["data"], tmp_path / "entailment_bank")
+    monkeypatch.chdir(tmp_path / "entailment_bank")
+    assert main([bank["call"][0], "--data", ".", "--export", "basic"]) == 0
+    card = (tmp_path / "package" / "basic-entailment-bank" / "README.md").read_text()
+    assert "reads in one pass" in card and "training questions of `entailment_bank`" in card and "Dalvi" in card
 
 
 def test_what_cannot_be_exported(bank, tmp_path, monkeypatch):

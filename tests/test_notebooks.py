@@ -417,7 +417,7 @@ def checked_11(ran):
         share = claims.loc[(name, "the thoughts hold the reasoning's new words")]
         assert share["measured"].startswith(f"{dev['own_so_far']:.0%} [")
         assert share["met"] == ("yes" if dev["own_so_far"] >= 0.35 else "no")
-        times = claims.loc[(name, "the thoughts hold them more often than another question's"), "measured"]
+        times = claims.loc[(name, "the thoughts hold so many times the share of another question's"), "measured"]
         assert times.startswith(f"{dev['own_so_far'] / dev['others_so_far']:.1f} times")
         row = claims.loc[(name, "`lexical` above `basic`")]
         test = tests.set_index(["data", "first", "second"]).loc[(name, "lexical", "basic")]

@@ -121,6 +121,7 @@ def test_the_notebook_s_tests_are_those_of_the_records(name):
     columns = ["difference", "low", "high", "seeds", "least", "most", "p_adjusted"]
     assert shown[columns].to_numpy() == pytest.approx(again[columns].to_numpy(), abs=2e-5)
     worth, shown = records(SETS[name], "worth"), figure_data("11_worth", name)
+    assert set(shown["method"]) == set(worth["method"])
     for method, part in shown.groupby("method"):
         told = part["first"].replace({"no thoughts": "knocked out", "mean over questions": "mean"})
         changes = [(change, "as they are") for change in told]

@@ -125,7 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"nothing to run; there are {', '.join(dict.fromkeys(row.system for row in rows))}")
     settings = searched_settings(config) if options.search else []
     out = options.out or cache_dir() / "entailment" / "table.csv"
-    kept = [rows[i] for i, (_, run) in recorded(rows, out, settings).items() if not rows[i].done | ("misread" in run)]
+    found = recorded(rows, out, settings)
+    kept = [rows[at] for at, (_, run) in found.items() if not (rows[at].done or "misread" in run)]
     if kept:
         print(f"{out} holds {len(kept)} rows that were run elsewhere: they stay (name another file to run them here)")
     waiting = [row for row in chosen if row not in kept and not options.finished]

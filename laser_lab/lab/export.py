@@ -29,9 +29,9 @@ tags: [sentence-transformers, dense-retrieval, latent-thinking, lora]
 
 # {name}
 
-A LoRA adapter (bfloat16) that makes `{base}` a dense retriever: method `{method}` with K={steps} (1 reads in one pass,
-more steps think silently), trained by laser_lab on the training questions of `{data}` ({rows} of them, with the human
-reasoning where the method learns from it).
+A LoRA adapter (bfloat16) that makes `{base}` a dense retriever that {thinks}: method `{method}`, trained by
+laser_lab on the training questions of `{data}` ({rows} of them). Where the method learns from reasoning, it saw the
+human one.
 
     import laser_lab as ll
     model = ll.load("{base}", adapter="{name}")
@@ -50,12 +50,12 @@ general retriever.
 
 ## Terms
 
-{source}None of the text of the training data is in here.
+{source}No text of the training data is in here.
 {terms}
 """
 SOURCES = {
-    "entailment_bank": 'EntailmentBank: Dalvi et al., "Explaining Answers with Entailment Trees" (EMNLP 2021). ',
-    "strategyqa": 'StrategyQA: Geva et al., "Did Aristotle Use a Laptop?" (TACL 2021). ',
+    "entailment_bank": "EntailmentBank (science questions in English): Dalvi et al., EMNLP 2021, arXiv 2104.08661. ",
+    "strategyqa": "StrategyQA (questions in English): Geva et al., TACL 2021, arXiv 2101.02235. ",
 }
 GEMMA_TERMS = """\
 The adapter is a modification of Gemma. Gemma is provided under and subject to the Gemma Terms of Use found at
@@ -108,12 +108,12 @@ def _model_card(rows: Sequence[Row], base: str, name: str, trained_on: int) -> s
         own = finished.frame().query("thinking_steps == train_steps")
         queries, documents = len(own), finished.record["documents"]
         results.append(f"- {finished.corpus} corpus ({documents:,} facts): {own['ndcg@10'].mean():.3f}")
-    gemma, data = base.startswith("gemma"), Path(row.data).name
+    gemma, data = base.startswith("gemma"), Path(row.data).resolve().name
     return CARD.format(
         base=base,
         name=name,
         method=row.system,
-        steps=row.steps,
+        thinks=f"thinks silently in {row.steps} steps" if row.steps > 1 else "reads in one pass",
         data=data,
         source=SOURCES.get(data, ""),
         rows=f"{trained_on:,}",
