@@ -137,7 +137,7 @@ def fill(folder, files):
 class TrainedRow:
     """As much of a row as an export reads."""
 
-    system, steps, seed, is_trained, done = "basic", 1, 0, True, False
+    system, steps, seed, is_trained, done, data = "basic", 1, 0, True, False, "data"
 
     def __init__(self, trained):
         self.trained = trained
