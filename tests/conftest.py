@@ -112,6 +112,18 @@ def tiny_folder(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def stock_folder(tmp_path_factory, tiny_folder) -> str:
+    """The tiny model as a SentenceTransformer without anything of ours."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+
+    body, folder = Transformer(tiny_folder), tmp_path_factory.mktemp("st") / "stock"
+    pooling = Pooling(body.get_embedding_dimension())
+    SentenceTransformer(modules=[body, pooling], device="cpu").save_pretrained(str(folder))
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_bank(tmp_path_factory, tiny_folder) -> dict[str, str]:
     """A data folder in the EntailmentBank layout and a configuration of a few steps, both of words the tiny model
     knows; as the parameters of the notebook that reads them."""

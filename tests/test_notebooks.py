@@ -18,8 +18,6 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 from mteb_tasks import as_mteb_task
 from PIL import Image
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.models import Pooling, Transformer
 from traitlets.config import Config
 
 import laser_lab as ll
@@ -59,21 +57,18 @@ TINY = {
 }
 
 
-def tiny_sets(tiny_bank, tiny_folder, folder):
+def tiny_sets(tiny_bank, stock_folder, folder):
     """The parameters of two sets: one with all that the claims need and a SentenceTransformer as it is, and one that
     lacks rows, seeds and trials."""
-    folder.mkdir()
-    body = Transformer(tiny_folder)
-    stock = SentenceTransformer(modules=[body, Pooling(body.get_embedding_dimension())], device="cpu")
-    stock.save_pretrained(str(folder / "stock"))
     config = json.loads(Path(tiny_bank["CONFIG"]).read_text())
     rows = [{"system": name} for name in ("bm25", "bm25-reasoning", "zero-shot")]
     taught = [{"system": "lexical"}, {"system": "lexical", "thinking_steps": 1}]
     few = config | {"rows": [*rows[:1], rows[2], {"system": "basic"}, taught[0]], "search": {"learning_rate": 1e-3}}
     rows += [{"system": "basic", "seeds": [0, 1]}, {"system": "latent", "search": {"temperature": [0.02, 0.05]}}]
     rows += [row | {"seeds": [0, 1]} for row in taught] + [{"system": "explicit", "of": "lexical"}]
-    rows.append({"system": "st", "model": str(folder / "stock")})
+    rows.append({"system": "st", "model": stock_folder})
     whole = config | {"rows": rows, "search": {"learning_rate": 1e-3}}
+    folder.mkdir()
     for name, content in (("entailment_bank", whole), ("strategyqa", few)):
         (folder / f"{name}.yaml").write_text(json.dumps(content))  # JSON is YAML
     data = dict.fromkeys(("EntailmentBank", "StrategyQA"), tiny_bank["DATA"])
@@ -638,7 +633,7 @@ def test_the_first_folder_that_has_a_table_judges(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory, tiny_folder, tiny_bank):
+def tiny_run(tmp_path_factory, tiny_folder, stock_folder, tiny_bank):
     """Run a notebook by its path. They share what tiny presets build, as those of a real one do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LASER_LAB_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -649,7 +644,7 @@ def tiny_run(tmp_path_factory, tiny_folder, tiny_bank):
             folder = tmp_path_factory.mktemp(path.stem)
             parameters = {"FIGURES": str(folder / "figures"), "MODEL": tiny_folder} | TINY[path.stem]
             if path.stem == "11_real_language":
-                parameters |= tiny_sets(tiny_bank, tiny_folder, folder / "sets")
+                parameters |= tiny_sets(tiny_bank, stock_folder, folder / "sets")
                 parameters["ADAPTER"] = tiny_adapter(tiny_folder, folder / "adapter")
             return Ran(path, parameters, folder)
 
