@@ -203,7 +203,8 @@ def test_numbers_of_entailment_bank():
         f"{real.loc['bm25-intermediate', 'ndcg@10']:.3f} without its last sentence",
         f"With the weight 0.5 `lexical` has {weighed[0.5]:.3f} and its thoughts hold {share[0.5]:.0f} % of the words, "
         f"at 0.1 {weighed[0.1]:.3f} and {share[0.1]:.0f} % (one training each)",
-        f"{heavy:.1f} times another question's instead of {light:.1f}, and bring BM25 more, "
+        f"hold {heavy:.1f} times as large a share of their own reasoning's words as of another question's, instead of "
+        f"{light:.1f} times, and bring BM25 more, "
         f"{expanded[0.5]:+.3f} instead of {expanded[0.1]:+.3f} (a difference of "
         f"{change(more)})",
         f"raises BM25 to {once[3]:.3f}, and its 20 tokens hold {once[0] * 100:.0f} % and {once[1] * 100:.0f} %",

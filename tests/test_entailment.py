@@ -71,6 +71,33 @@ def test_unknown_rows_are_refused():
             Row(data="", **wrong)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rows": [{"system": "basic"}, {"system": "basic", "changes": {"lora_dropout": 0.1}}]}, "tell them apart"),
+        ({"rows": [{"system": "st", "model": "a/final"}, {"system": "st", "model": "b/final"}]}, "tell them apart"),
+        ({"rows": [{"system": "latent", "changes": {"thinking_steps": 2}}]}, "thinking_steps: a row itself"),
+        ({"rows": [{"system": "latent", "search": {"thinking_steps": [1, 2]}}]}, "thinking_steps: a row itself"),
+        ({"rows": [{"system": "latent", "training": {"seed": 3}}]}, "seed: a row itself"),
+        ({"search": {"thinking_steps": [1, 3]}}, "thinking_steps: a row itself"),
+        ({"search": {"lora": [{"r": 8}, {"r": 16}]}}, "tries {'r': 8}"),
+        ({"search": {"learning_rate": [1e-3, None]}}, "tries None"),
+        ({"search": {"learning_rate": ["fast"]}}, "learning_rate must be a number"),
+        ({"search": {"learning_rate": ["1e-3", 1e-3]}}, "tell them apart"),
+    ],
+)
+def test_what_a_table_cannot_tell_apart_is_refused(tiny_bank, changes, message):
+    """Before anything is trained: two rows of one name would be averaged as if they were one."""
+    config = json.loads(open(tiny_bank["CONFIG"]).read()) | changes
+    with pytest.raises(ValueError, match=message):
+        rows_of(config, "", search="search" in changes)
+
+
+def test_numbers_that_yaml_reads_as_texts_are_numbers(tiny_bank):
+    config = json.loads(open(tiny_bank["CONFIG"]).read()) | {"search": {"learning_rate": ["1e-3", 5e-4]}}
+    assert {row.setting("learning_rate") for row in rows_of(config, "", search=True)} == {1e-3, 5e-4}
+
+
 def test_records_are_whole_and_name_no_machine(bank):
     stem = bank["folder"] / "bank"
     table = pd.read_csv(f"{stem}.csv")
@@ -310,6 +337,8 @@ def test_what_thoughts_say_is_kept_by_row_and_gathered(bank, tmp_path, monkeypat
     """A row made elsewhere brings its tables and not its weights; one that brings neither is left out."""
     call = [*bank["call"][:3], "--out", str(tmp_path / "bank")]
     shutil.copytree(bank["folder"] / "cache", tmp_path / "cache")
+    for kept in (tmp_path / "cache").glob("entailment/run-*/documents-pooled.pt"):
+        kept.unlink()  # as where all rows were read on the full corpus
     monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "cache"))
     assert language.main(call) == 0
     words, worth, bm25, said = (language.read_table(tmp_path / f"bank_{part}.csv") for part in language.PARTS)
@@ -339,6 +368,9 @@ def test_what_thoughts_say_is_kept_by_row_and_gathered(bank, tmp_path, monkeypat
     for weights in (tmp_path / "cache" / "entailment").glob("run-*/"):
         shutil.rmtree(weights)
     assert language.main(call) == 0 and before == written()
+    shutil.copytree(bank["folder"], tmp_path / "records", ignore=shutil.ignore_patterns("cache"))
+    assert main([*bank["call"][:-1], str(tmp_path / "records" / "bank.csv"), "--finished"]) == 0
+    assert (tmp_path / "records" / "bank_runs.json").read_bytes() == (bank["folder"] / "bank_runs.json").read_bytes()
     lost = next(row for row in rows_of(bank["config"], bank["data"]) if row.system == "laser" and row.seed == 1)
     (lost.folder / "words.csv").unlink()
     capsys.readouterr()
@@ -351,3 +383,9 @@ def test_only_what_is_finished_is_written(bank, tmp_path, monkeypatch):
     monkeypatch.setattr(Row, "run", lambda row: pytest.fail("run"))
     assert main([*bank["call"][:-1], str(tmp_path / "bank.csv"), "--finished"]) == 0
     assert (tmp_path / "bank.csv").read_bytes() == (bank["folder"] / "bank.csv").read_bytes()
+    with pytest.raises(ValueError, match="of another table or search: name another file"):
+        main([*bank["call"], "--search", "--finished"])
+    assert (tmp_path / "bank.csv").read_bytes() == (bank["folder"] / "bank.csv").read_bytes()
+    monkeypatch.setenv("LASER_LAB_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="no row of the configuration is finished"):
+        main([*bank["call"][:-1], str(tmp_path / "none.csv"), "--finished"])

@@ -48,6 +48,8 @@ def test_word_recall_counts_new_words_among_the_nearest(model):
         word_recall(model, thoughts, REASONS[:3])
     with pytest.raises(ValueError, match="at least two"):
         word_recall(model, thoughts, [["light"], ["sea"], [], []])
+    alone = word_recall(model, thoughts, [["light scatters"], ["sky blue"], [], []])
+    assert set(alone["text"]) == {1}, "text 0 holds all words of the only other reasoning: it has no control"
 
 
 def test_thought_words_are_the_mixture_of_the_steps(model):
@@ -75,8 +77,10 @@ def test_worth_is_that_of_plain_readings(model, task):
         worth(model, task, documents, 1)
 
 
-def test_nothing_is_lost_by_every_word_and_something_by_another_question(model, task, monkeypatch):
+@pytest.mark.parametrize("pooling", ["all", "generated"])
+def test_nothing_is_lost_by_every_word_and_something_by_another_question(model, task, pooling, monkeypatch):
     """The mean over the whole vocabulary is the soft token itself; another question's thought is another thought."""
+    monkeypatch.setattr(model.encoder, "pooling", pooling)
     seen = {}
     score = ll.evaluation.score
 

@@ -9,7 +9,9 @@ import pytest
 from laser_lab.data.readers import mini
 from laser_lab.lab.language import EVERY, PARTS, read_records, read_table
 from laser_lab.lab.notebooks import FIGURES
+from laser_lab.lab.provenance import code_version
 from laser_lab.lab.records import ORDER, at_own, differences, drawn, find, ordered, summary
+from laser_lab.lab.rows import Row
 
 DATA = FIGURES / "data"
 SETS = {"EntailmentBank": "entailment_bank", "StrategyQA": "strategyqa"}
@@ -41,6 +43,8 @@ def test_a_table_is_that_of_its_measures_and_runs(stem):
     for name in ("ndcg@10", "low", "high", "recall@100", "queries"):
         assert both[name].to_numpy() == pytest.approx(both[f"{name} again"].to_numpy(), abs=2e-4)
     runs = json.loads((DATA / f"{stem}_runs.json").read_text())
+    if "_40_" not in stem:  # those are of earlier code
+        assert {run["code"] for run in runs} == {code_version(Row.module)[:12]}, "else a clone would run them anew"
     times = [(run["row"]["system"], run["steps"], int(k), ms) for run in runs for k, ms in run["ms_per_query"].items()]
     times = pd.DataFrame(times, columns=["system", "train_steps", "thinking_steps", "ms"])
     mean = times.groupby(["system", "train_steps", "thinking_steps"])["ms"].mean()

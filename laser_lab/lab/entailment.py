@@ -23,12 +23,12 @@ from laser_lab.base.processes import end_with_parent
 from laser_lab.lab.export import export_adapter
 from laser_lab.lab.records import best_settings, recorded, write_records
 from laser_lab.lab.rows import Row
-from laser_lab.training.run import check_arguments
+from laser_lab.training.run import ARGUMENTS, check_arguments, checked_settings
 
-KEYS = ("model", "max_length", "read_steps", "corpus", "training", "rows")
-"""What a configuration file names."""
-MORE_KEYS = ("search", "dtype")
-"""What it may name."""
+KEYS, MORE_KEYS = ("model", "max_length", "read_steps", "corpus", "training", "rows"), ("search", "dtype")
+"""What a configuration file names, and what it may name."""
+OF_THE_ROW = {"model", "dataset", "method", "output_dir", "seed", "resume", "thinking_steps"}
+"""Arguments of :func:`laser_lab.train` that a row itself gives."""
 
 
 def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: str | None = None) -> list[Row]:
@@ -36,6 +36,7 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
 
     A row's own ``training`` goes over that of all, and a reading is trained as the row that it reads. `corpus` goes
     over the file's. A row's own ``search`` names settings of its method, tried with every one of the file's.
+    ValueError: a name or value that nothing here reads, or two rows that a table would not tell apart.
     """
     check_names(config, (*KEYS, *MORE_KEYS), "the configuration")
     if missing := [name for name in KEYS if name not in config]:
@@ -46,13 +47,12 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
         check_arguments(entry.get("training", ()), f"the training of {where}")
     for name in ("training", "search"):
         check_arguments(config.get(name, ()), f"{name} in the configuration")
+    parts = [part.get(name, ()) for part in (config, *config["rows"]) for name in ("training", "search", "changes")]
+    if wrong := OF_THE_ROW & set().union(*parts):
+        raise ValueError(f"{', '.join(sorted(wrong))}: a row itself gives that, not its training, changes or search")
     shared = {name: config[name] for name in ("model", "max_length", "read_steps", "corpus", "dtype") if name in config}
-    shared |= {} if corpus is None else {"corpus": corpus}
-    trials: list[dict[str, Any]] = [{}]
-    if search:
-        shared["corpus"] = "pooled"
-        trials = _grid(config["search"])
-    own = [_grid(entry.get("search", {})) if search else [{}] for entry in config["rows"]]
+    shared |= {"corpus": "pooled"} if search else {} if corpus is None else {"corpus": corpus}
+    trials, *own = (_grid(part.get("search", {}) if search else {}) for part in (config, *config["rows"]))
     rows = []
     for trial, at in itertools.product(trials, range(max(map(len, own)))):
         for entry, changes in ((entry, tried[at]) for entry, tried in zip(config["rows"], own) if at < len(tried)):
@@ -63,14 +63,21 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
             seeds, _ = entry.pop("seeds", [0]), entry.pop("search", None)
             entry["changes"] = entry.get("changes", {}) | changes
             training = config["training"] | entry.pop("training", {}) | trial
+            training |= checked_settings({name: value for name, value in training.items() if name not in ARGUMENTS})
             made = [Row(data=data, seed=seed, training=training, **(shared | entry)) for seed in seeds]
             rows += [row for row in made if row.is_trained][:1] if search else made
+    settings = searched_settings(config) if search else []
+    told = [row.columns | {name: row.setting(name) for name in settings} for row in rows]
+    if twice := [columns for at, columns in enumerate(told) if columns in told[:at]]:
+        raise ValueError(f"two rows are {twice[0]}: a table would not tell them apart")
     return sorted(rows, key=lambda row: row.seed)
 
 
 def _grid(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the values of a search; a value that is no list is the only one."""
     lists = [value if isinstance(value, list) else [value] for value in values.values()]
+    if odd := [value for tried in lists for value in tried if not isinstance(value, (str, bool, int, float))]:
+        raise ValueError(f"a search tries {odd[0]!r}: it takes numbers, texts, true and false")
     return [dict(zip(values, chosen)) for chosen in itertools.product(*lists)]
 
 
@@ -124,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen:
         parser.error(f"nothing to run; there are {', '.join(dict.fromkeys(row.system for row in rows))}")
     settings = searched_settings(config) if options.search else []
-    out = options.out or cache_dir() / "entailment" / "table.csv"
+    out = options.out or cache_dir() / "entailment" / f"{'search' if options.search else 'table'}.csv"
     found = recorded(rows, out, settings)
     kept = [rows[at] for at, (_, run) in found.items() if not (rows[at].done or "misread" in run)]
     if kept:

@@ -51,13 +51,11 @@ def tables(row: Row) -> dict[str, pd.DataFrame]:
     nearest tokens of each thought of every tenth question.
     """
     task = named_documents(read_task(row.data, "dev"), read_dataset(row.data, "dev"))
+    model = load(row.trained / "final", dtype=row.dtype) if row.is_trained else load_row(row)
     if row.is_trained:
-        model = load(row.trained / "final", dtype=row.dtype)
         model.encoder.backbone.merge_adapter()
-        documents = torch.load(row.trained / "documents-pooled.pt")
-    else:
-        model = load_row(row)
-        documents = think(model, list(task.corpus.values()), row.steps, prompt_name="document").embeddings
+    kept, facts = row.trained / "documents-pooled.pt", list(task.corpus.values())
+    documents = torch.load(kept) if kept.exists() else think(model, facts, prompt_name="document").embeddings
     thoughts = _thoughts(model, task, row.steps)
     unseen = mini()
     words = [_words(model, task, thoughts, "dev"), _words(model, unseen, _thoughts(model, unseen, row.steps), "mini")]
@@ -107,7 +105,7 @@ def keep_tables(row: Row) -> bool:
     parts = [part for part in PARTS if part != "worth" or row.steps > 1]
     if all((row.folder / f"{part}.csv").exists() for part in parts):
         return True
-    if row.is_trained and not (row.trained / "documents-pooled.pt").exists():
+    if row.is_trained and not any((row.trained / "final").glob("*.safetensors")):
         return False
     for part, table in tables(row).items():
         _write(row.folder / f"{part}.csv", table)
@@ -127,7 +125,7 @@ def gathered(rows: list[Row], part: str, settings: Sequence[str] = (), old: pd.D
             frames.append(frame)
         elif old is not None:
             frames.append(of_row(old, row, settings))
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames or [pd.DataFrame()], ignore_index=True)
 
 
 def read_table(file: str | os.PathLike[str]) -> pd.DataFrame:
@@ -179,7 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not rows:
         parser.error("no row of the configuration is finished: run laser_lab.lab.entailment first")
     for part, file in files.items():
-        _write(file, gathered(rows, part, settings, old.get(part)))
+        if len(table := gathered(rows, part, settings, old.get(part))):  # one pass alone has no worth
+            _write(file, table)
     return 0
 
 

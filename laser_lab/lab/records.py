@@ -81,13 +81,16 @@ def of_row(frame: pd.DataFrame, row: Row, settings: Iterable[str] = ()) -> pd.Da
 
 def recorded(rows: Sequence[Row], out: str | os.PathLike[str], settings: Sequence[str] = ()) -> dict[int, Any]:
     """What the records at OUT hold of `rows`, by the code as it is: by its place among them, a row's :func:`per_query`
-    and its entry of the runs. ValueError: they are of other questions than those of the rows."""
+    and its entry of the runs. ValueError: they are of another search, or of other questions than those of the rows."""
     stem = os.fspath(out).removesuffix(".csv")
     if not os.path.exists(f"{stem}_runs.json"):
         return {}
     code = code_version(Row.module)[:12]
     runs = {_asked(run["row"]): run for run in read_json(f"{stem}_runs.json") if run.get("code") == code}
     measures, found = pd.read_csv(f"{stem}_per_query.csv", dtype={"query_id": str}), {}
+    by = [*BY, "seed", "query_id", *settings]
+    if not set(by) <= set(measures) or measures.duplicated(by).any():
+        raise ValueError(f"{stem}_per_query.csv is of another table or search: name another file")
     for at, row in enumerate(rows):
         run, frame = runs.get(_asked(asdict(row))), of_row(measures, row, settings)
         if run and len(frame):  # a run that was cut may have written one file of two
@@ -111,11 +114,14 @@ def write_records(rows: Sequence[Row], out: str | os.PathLike[str], settings: Se
     for at, row in enumerate(rows):
         if row.done:
             frames.append(per_query(row, settings))
-            more = {"training": training_record(row)} if row.is_trained else {}
-            runs.append(row.record | {"steps": row.steps} | more)
+            is_here = row.is_trained and (row.trained / "final" / RUN_CARD).exists()  # done rows may lose their weights
+            card = training_record(row) if is_here else kept.get(at, [{}])[-1].get("training")
+            runs.append(row.record | {"steps": row.steps} | ({"training": card} if card else {}))
         elif at in kept:
             frames.append(kept[at][0])
             runs.append(kept[at][1])
+    if not frames:
+        raise ValueError("no row of the configuration is finished")
     frame = pd.concat(frames, ignore_index=True)
     table = summary(frame, settings)
     stem = os.fspath(out).removesuffix(".csv")

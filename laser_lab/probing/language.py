@@ -13,7 +13,7 @@ from laser_lab.data.words import Words
 from laser_lab.encoder import think
 from laser_lab.evaluation import score
 from laser_lab.probing.causal import Edit, soft_tokens
-from laser_lab.probing.vocabulary import nearest_tokens
+from laser_lab.probing.vocabulary import nearest_tokens, soft_token_states
 from laser_lab.thinking import Thoughts
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def word_recall(
 
     Returns:
         A row per text and step: ``text``, ``step``, ``own`` and ``others`` (a mean) of this step, ``own_so_far`` and
-        ``others_so_far`` of steps 1 to here together. Texts whose reasoning adds no word are left out, on both sides.
+        ``others_so_far`` of steps 1 to here together. Texts whose reasoning, or all others', adds no word are left out.
 
     Raises:
         ValueError: Not one reasoning per text, or fewer than two that add a word.
@@ -49,12 +49,12 @@ def word_recall(
     nearest = nearest_tokens(model, thoughts, top).groupby(["text", "step"])["token_id"].agg(list)
     rows, so_far = [], set()
     for (text, step), ids in nearest.items():
-        if not given[text] - asked[text]:
+        new = [said - asked[text] for said in given]
+        others = [said for i, said in enumerate(new) if said and i != text]
+        if not (new[text] and others):
             continue
         here = {words.name(i) for i in ids}
         so_far = here if step == 1 else so_far | here
-        new = [said - asked[text] for said in given]
-        others = [said for i, said in enumerate(new) if said and i != text]
         values = []
         for said in (here, so_far):
             values += [
@@ -103,8 +103,9 @@ def worth(
     own = soft_tokens(model, texts, steps, prompt_name="query")
     backbone = model[0].backbone
     usual = think(model, texts, steps, prompt_name="query", threshold=0.0)
+    fed_back = soft_token_states(model, texts, own.shape[1], prompt_name="query", threshold=0.0)
     with torch.inference_mode():
-        said = torch.stack([_by_words(backbone, states, top) for states in usual.states[:, : own.shape[1]]])
+        said = torch.stack([_by_words(backbone, states, top) for states in fed_back.states])
     changes: dict[str, Edit] = {
         "another question's": _feed(own.roll(1, 0)),
         "mean": _feed(own.mean(0, keepdim=True).expand_as(own)),
