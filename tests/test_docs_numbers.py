@@ -184,7 +184,7 @@ def test_numbers_of_entailment_bank():
     assert (search[search["ndcg"] == best]["learning_rate"] == 0.0005).all(), "the page says: for every row"
     slow = search.query("learning_rate == 0.0002").set_index("system")["ndcg"]
     runs = json.loads((ROOT / "figures" / "data" / "entailment_bank_search_runs.json").read_text())
-    wrong = [
+    again = [
         (search["system"] == run["row"]["system"])
         & (search["train_steps"] == run["steps"])
         & (search["learning_rate"] == run["row"]["training"]["learning_rate"])
@@ -192,8 +192,9 @@ def test_numbers_of_entailment_bank():
         for run in runs
         if "misread" in run
     ]
-    assert len(wrong) == 6 and all(found.sum() == 1 for found in wrong), "the page names six"
-    below = min((best - search["ndcg"])[found].item() for found in wrong)
+    assert len(again) == 6 and all(found.sum() == 1 for found in again), "the page names six"
+    below = min((best - search["ndcg"])[found].item() for found in again)
+    assert below > 0.005, "the page says: the choice stands"
     says(
         "docs/entailment_bank.md",
         f"Each of {real.loc['lexical', 'queries']} dev questions ranks",

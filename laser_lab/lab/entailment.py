@@ -23,6 +23,7 @@ from laser_lab.base.processes import end_with_parent
 from laser_lab.lab.export import export_adapter
 from laser_lab.lab.records import best_settings, recorded, write_records
 from laser_lab.lab.rows import Row
+from laser_lab.methods import METHODS, method_of
 from laser_lab.training.run import ARGUMENTS, check_arguments, checked_settings
 
 KEYS, MORE_KEYS = ("model", "max_length", "read_steps", "corpus", "training", "rows"), ("search", "dtype")
@@ -45,11 +46,13 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
     for entry in config["rows"]:
         check_names(entry, known, where := f"the row {entry.get('system')!r}")
         check_arguments(entry.get("training", ()), f"the training of {where}")
+        own = method_of(name).as_dict() if (name := entry.get("of") or entry.get("system")) in METHODS else ()
+        check_names([*entry.get("changes", ()), *entry.get("search", ())], own, f"the method of {where}")
     for name in ("training", "search"):
         check_arguments(config.get(name, ()), f"{name} in the configuration")
     parts = [part.get(name, ()) for part in (config, *config["rows"]) for name in ("training", "search", "changes")]
     if wrong := OF_THE_ROW & set().union(*parts):
-        raise ValueError(f"{', '.join(sorted(wrong))}: a row itself gives that, not its training, changes or search")
+        raise ValueError(f"{', '.join(sorted(wrong))}: not for training, search or changes: a row has keys of its own")
     shared = {name: config[name] for name in ("model", "max_length", "read_steps", "corpus", "dtype") if name in config}
     shared |= {"corpus": "pooled"} if search else {} if corpus is None else {"corpus": corpus}
     trials, *own = (_grid(part.get("search", {}) if search else {}) for part in (config, *config["rows"]))
@@ -76,8 +79,9 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
 def _grid(values: dict[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the values of a search; a value that is no list is the only one."""
     lists = [value if isinstance(value, list) else [value] for value in values.values()]
-    if odd := [value for tried in lists for value in tried if not isinstance(value, (str, bool, int, float))]:
-        raise ValueError(f"a search tries {odd[0]!r}: it takes numbers, texts, true and false")
+    every = [(name, value) for name, tried in zip(values, lists) for value in tried]
+    if odd := [pair for pair in every if not isinstance(pair[1], (str, bool, int, float))]:
+        raise ValueError("the search of {} tries {!r}: it takes numbers, texts, true and false".format(*odd[0]))
     return [dict(zip(values, chosen)) for chosen in itertools.product(*lists)]
 
 
