@@ -183,6 +183,9 @@ def test_numbers_of_entailment_bank():
     best = search.groupby(["system", "train_steps"])["ndcg"].transform("max")
     assert (search[search["ndcg"] == best]["learning_rate"] == 0.0005).all(), "the page says: for every row"
     slow = search.query("learning_rate == 0.0002").set_index("system")["ndcg"]
+    said_of = table("entailment_bank_search_words").query("learning_rate == 0.0002")
+    said_of = {system_label(*row) for row in said_of[["system", "train_steps"]].itertuples(index=False)}
+    assert said_of == {"laser", "laser-lexical", "laser-released", "lexical K=1"}, "the page says: alone"
     runs = json.loads((ROOT / "figures" / "data" / "entailment_bank_search_runs.json").read_text())
     again = [
         (search["system"] == run["row"]["system"])
