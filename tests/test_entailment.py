@@ -101,6 +101,17 @@ def test_numbers_that_yaml_reads_as_texts_are_numbers(tiny_bank):
     assert {row.setting("learning_rate") for row in rows_of(config, "", search=True)} == {1e-3, 5e-4}
 
 
+def test_a_method_without_a_searched_weight_stands_beside_one_with_it(tiny_bank):
+    config = json.loads(open(tiny_bank["CONFIG"]).read())
+    config["rows"] = [{"system": "lame"}, {"system": "lexical", "search": {"lexical": [0.1, 0.5]}}]
+    rows = rows_of(config, "", search=True)
+    assert sorted((row.system, row.setting("lexical")) for row in rows[:3]) == [
+        ("lame", 0.0),
+        ("lexical", 0.1),
+        ("lexical", 0.5),
+    ]
+
+
 def test_records_are_whole_and_name_no_machine(bank):
     stem = bank["folder"] / "bank"
     table = pd.read_csv(f"{stem}.csv")

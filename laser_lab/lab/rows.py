@@ -95,7 +95,8 @@ class Row(Cached):
 
     def setting(self, name: str) -> Any:
         """What it is trained with: an argument of :func:`laser_lab.train`, or a setting of its method."""
-        return self.training[name] if name in self.training else getattr(method_of(self.method, **self.changes), name)
+        method = method_of(self.method, **self.changes)  # one without a term gives it no weight
+        return self.training[name] if name in self.training else getattr(method, name, 0.0)
 
     @property
     def columns(self) -> dict[str, Any]:
