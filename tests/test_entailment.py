@@ -139,7 +139,7 @@ def test_a_cut_run_leaves_what_is_finished(bank, tmp_path, monkeypatch):
     table = write_records(rows_of(more, bank["data"]), tmp_path / "cut.v1")
     assert {file.name for file in tmp_path.iterdir()} == {"cut.v1.csv", "cut.v1_per_query.csv", "cut.v1_runs.json"}
     assert "laser-no-output" not in set(table["system"]) and "laser" in set(table["system"])
-    monkeypatch.setattr("laser_lab.lab.rows._trained", lambda row: pytest.fail("trained again"))
+    monkeypatch.setattr("laser_lab.lab.rows.retriever", lambda row: pytest.fail("trained again"))
     before = (bank["folder"] / "bank_per_query.csv").read_bytes()
     assert main([*bank["call"], "--only", "laser", "--seeds", "1"]) == 0
     assert (bank["folder"] / "bank_per_query.csv").read_bytes() == before
@@ -261,6 +261,10 @@ def test_search_records_every_trial_and_the_best(bank, tmp_path, capsys):
     for trial in ours.index.intersection(shown.index):
         assert ours[trial] == pytest.approx(shown[trial], abs=1e-4)
     assert len(ours.index.intersection(shown.index)) == 4
+    before = (tmp_path / "search.csv").read_bytes()
+    with pytest.raises(ValueError, match="of another table or search: name another file"):
+        main([*bank["call"][:-1], str(tmp_path / "search.csv"), "--finished"])
+    assert (tmp_path / "search.csv").read_bytes() == before
 
 
 def test_an_exported_adapter_is_the_trained_model(bank, tmp_path, monkeypatch, capsys):
@@ -385,6 +389,10 @@ def test_what_thoughts_say_is_kept_by_row_and_gathered(bank, tmp_path, monkeypat
     shutil.copytree(bank["folder"], tmp_path / "records", ignore=shutil.ignore_patterns("cache"))
     assert main([*bank["call"][:-1], str(tmp_path / "records" / "bank.csv"), "--finished"]) == 0
     assert (tmp_path / "records" / "bank_runs.json").read_bytes() == (bank["folder"] / "bank_runs.json").read_bytes()
+    once = bank["config"] | {"rows": [row for row in bank["config"]["rows"] if row["system"] == "basic"]}
+    (tmp_path / "once.yaml").write_text(json.dumps(once))
+    assert language.main([str(tmp_path / "once.yaml"), *call[1:-1], str(tmp_path / "once")]) == 0
+    assert {file.stem for file in tmp_path.glob("once_*")} == {"once_words", "once_bm25", "once_said"}
     lost = next(row for row in rows_of(bank["config"], bank["data"]) if row.system == "laser" and row.seed == 1)
     (lost.folder / "words.csv").unlink()
     capsys.readouterr()

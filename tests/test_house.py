@@ -68,7 +68,7 @@ their commits (tests/later_work.txt), times the share of that commit by which it
 replaced stays the house's. :func:`test_later_lines_are_counted` repeats the count."""
 
 
-SINCE, MOVED_SINCE = {"lab": 313, "probing": 13}, 145
+SINCE, MOVED_SINCE = {"lab": 319, "probing": 13}, 145
 """Lines that these issues added to rooms after that commit (figures, records, workers), and lines that they moved
 from lab/latency into files of LATER_FILES."""
 

@@ -23,7 +23,7 @@ from laser_lab.base.files import atomic_file, atomic_folder, cached_build
 from laser_lab.base.processes import SWEPT_AFTER, end_with_parent, locked, scratch_folder, scratch_prefix, sweep
 from laser_lab.data.readers import features
 from laser_lab.lab.cached import Cached
-from laser_lab.lab.rows import Row, _trained
+from laser_lab.lab.rows import Row, retriever
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_two_processes_at_one_entailment_row(tiny_bank, tmp_path, monkeypatch, c
 
     def work():
         model.save_pretrained(str(row.trained / "final"))  # as the first one does before it lets go
-        _trained(row)
+        retriever(row)
 
     assert waits(f"{row.trained}.lock", work, caplog) == [
         f"waiting for another process that trains basic, seed 0 (it holds {row.trained}.lock)"

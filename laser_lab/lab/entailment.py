@@ -26,8 +26,10 @@ from laser_lab.lab.rows import Row
 from laser_lab.methods import METHODS, method_of
 from laser_lab.training.run import ARGUMENTS, check_arguments, checked_settings
 
-KEYS, MORE_KEYS = ("model", "max_length", "read_steps", "corpus", "training", "rows"), ("search", "dtype")
-"""What a configuration file names, and what it may name."""
+KEYS = ("model", "max_length", "read_steps", "corpus", "training", "rows")
+"""What a configuration file names."""
+MORE_KEYS = ("search", "dtype")
+"""What it may name."""
 OF_THE_ROW = {"model", "dataset", "method", "output_dir", "seed", "resume", "thinking_steps"}
 """Arguments of :func:`laser_lab.train` that a row itself gives."""
 
@@ -46,15 +48,17 @@ def rows_of(config: dict[str, Any], data: str, *, search: bool = False, corpus: 
     for entry in config["rows"]:
         check_names(entry, known, where := f"the row {entry.get('system')!r}")
         check_arguments(entry.get("training", ()), f"the training of {where}")
-        own = method_of(name).as_dict() if (name := entry.get("of") or entry.get("system")) in METHODS else ()
-        check_names([*entry.get("changes", ()), *entry.get("search", ())], own, f"the method of {where}")
+        method = entry.get("of") or entry.get("system")
+        takes = method_of(method).as_dict() if method in METHODS else ()
+        check_names([*entry.get("changes", ()), *entry.get("search", ())], takes, f"the method of {where}")
     for name in ("training", "search"):
         check_arguments(config.get(name, ()), f"{name} in the configuration")
     parts = [part.get(name, ()) for part in (config, *config["rows"]) for name in ("training", "search", "changes")]
     if wrong := OF_THE_ROW & set().union(*parts):
         raise ValueError(f"{', '.join(sorted(wrong))}: not for training, search or changes: a row has keys of its own")
     shared = {name: config[name] for name in ("model", "max_length", "read_steps", "corpus", "dtype") if name in config}
-    shared |= {"corpus": "pooled"} if search else {} if corpus is None else {"corpus": corpus}
+    corpus = "pooled" if search else corpus
+    shared |= {} if corpus is None else {"corpus": corpus}
     trials, *own = (_grid(part.get("search", {}) if search else {}) for part in (config, *config["rows"]))
     rows = []
     for trial, at in itertools.product(trials, range(max(map(len, own)))):

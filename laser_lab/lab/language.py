@@ -26,8 +26,7 @@ from laser_lab.encoder import think
 from laser_lab.evaluation import score_run
 from laser_lab.lab.entailment import rows_of, searched_settings
 from laser_lab.lab.records import of_row, recorded, system_label
-from laser_lab.lab.rows import Row, load_row, named_documents
-from laser_lab.loading import load
+from laser_lab.lab.rows import Row, named_documents, retriever
 from laser_lab.probing.language import thought_words, word_recall, worth
 from laser_lab.probing.vocabulary import nearest_tokens, reasoning_mass
 from laser_lab.thinking import Thoughts
@@ -51,9 +50,7 @@ def tables(row: Row) -> dict[str, pd.DataFrame]:
     nearest tokens of each thought of every tenth question.
     """
     task = named_documents(read_task(row.data, "dev"), read_dataset(row.data, "dev"))
-    model = load(row.trained / "final", dtype=row.dtype) if row.is_trained else load_row(row)
-    if row.is_trained:
-        model.encoder.backbone.merge_adapter()
+    model = retriever(row)
     kept, facts = row.trained / "documents-pooled.pt", list(task.corpus.values())
     documents = torch.load(kept) if kept.exists() else think(model, facts, prompt_name="document").embeddings
     thoughts = _thoughts(model, task, row.steps)

@@ -114,8 +114,9 @@ def write_records(rows: Sequence[Row], out: str | os.PathLike[str], settings: Se
     for at, row in enumerate(rows):
         if row.done:
             frames.append(per_query(row, settings))
-            is_here = row.is_trained and (row.trained / "final" / RUN_CARD).exists()  # done rows may lose their weights
-            card = training_record(row) if is_here else kept.get(at, [{}])[-1].get("training")
+            card = kept[at][1].get("training") if at in kept else None  # a row stays done without its weights
+            if row.is_trained and (row.trained / "final" / RUN_CARD).exists():
+                card = training_record(row)
             runs.append(row.record | {"steps": row.steps} | ({"training": card} if card else {}))
         elif at in kept:
             frames.append(kept[at][0])

@@ -122,7 +122,7 @@ class Row(Cached):
         elif self.system == STOCK:
             scores, record = _stock(self, task)
         else:
-            scores, record = _read(self, _trained(self), task)
+            scores, record = _read(self, retriever(self), task)
         scores.to_csv(folder / "per_query.csv", index=False)
         record |= {
             "row": asdict(replace(self, data=Path(self.data).name)),
@@ -156,7 +156,8 @@ def load_row(row: Row) -> LatentRetriever:
     return load(row.model, thinking_steps=row.steps, max_length=row.max_length, dtype=row.dtype)
 
 
-def _trained(row: Row) -> LatentRetriever:
+def retriever(row: Row) -> LatentRetriever:
+    """The row's backbone, untrained, or with its adapter merged; trained where it is not yet."""
     from laser_lab.loading import load
     from laser_lab.training.run import train
 
